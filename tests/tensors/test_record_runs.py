@@ -327,7 +327,10 @@ def test_what_stands_between_is_passed_over(before: str, monkeypatch: pytest.Mon
 def test_dicts_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """The states of an optimizer are one run, and their dicts can be asked for by number."""
     names = ("step", "exp_avg", "exp_avg_sq")
-    items = [Item("step", str(index), members=names, name_shared=True) for index in range(300)]
+    items = [
+        Item("", str(index), members=names[index % 3 :] + names[: index % 3], name_shared=True)
+        for index in range(300)
+    ]
     data = Writer(0).checkpoint(items, 1000, [part / 1000 for part in range(1000)])
     assert runs_in(data, monkeypatch) > 890
     assert outcome(data, plain=False) == outcome(data, plain=True)

@@ -74,10 +74,10 @@ def _is_packed(value: Any) -> bool:
 class NameTable:
     """``names`` maps each flat name to its leaf, in the order of the tree.
 
-    With ``are_all_dense`` each leaf is known to be a LazyTensor, unseen one by one: there may be
-    100,000. ``arrays`` is for those of them that stand for something else in the object, and
-    ``conflicts`` has the names that `check` refuses. ``subclassed`` are the tensors that stay
-    ForeignObjects; what is inside them has names too.
+    With ``are_all_dense`` each leaf is a LazyTensor, and nobody need look at 100,000. ``arrays`` is
+    for those of them that stand for something else in the object, and ``conflicts`` has the names
+    that `check` refuses. ``subclassed`` are the tensors that stay ForeignObjects; what is inside
+    them has names too.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class NameTable:
             self._add("", other)
         if id(root) in found.leading:
             self._walk(found, self._ways, lambda name, place, leaf: self._add(name, leaf))
+        self.are_all_dense = set(map(type, self.names.values())) == {LazyTensor}
 
     def check(self, name: str) -> None:
         """Raise FormatError if two tensors have this name."""
@@ -197,17 +198,17 @@ class NameTable:
                     add(prefix + key, (place, step), other)
             if is_dense or id(child) in leading:
                 length = len(prefix) + len(key) + 1 + len(place) + len(step)
-                walk.charge(length)  # before it is made
                 if is_dense:
                     walk.pass_through(length)
                     self._add_dense(f"{prefix}{key}.", child)
                 else:
+                    walk.charge(length)  # before it is made
                     walk.enter(child, below(child), (f"{prefix}{key}.", place + step), length)
 
     def _add_dense(self, prefix: str, container: dict[Any, Any]) -> None:
         """Add the tensors of a dict that has nothing else but numbers and strings."""
-        if {str}.issuperset(map(type, container)):
-            keys = [key for key, leaf in container.items() if type(leaf) is LazyTensor]
+        keys = [key for key, leaf in container.items() if type(leaf) is LazyTensor]
+        if {str}.issuperset(map(type, keys)):
             length = 2 * (len(keys) * len(prefix) + len("".join(keys)))
             self._ways.charge(length)
             leaves = {prefix + key: container[key] for key in keys}

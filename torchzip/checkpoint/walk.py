@@ -314,11 +314,15 @@ class Walk(Generic[_Frame]):
         self._stack.append((iter(items), frame, id(value), length))
         self._on_path.add(id(value))
 
-    def pass_through(self, length: int = 0) -> None:
-        """Count a container whose items the caller goes through by itself, as `enter` does."""
+    def pass_through(self, length: int) -> None:
+        """Count a container whose items the caller goes through by itself, as `enter` does.
+
+        The caller has not charged the ``length`` of its frame, which is not kept.
+        """
         self._count()
         self._check_depth()
-        self._left += length
+        if self._left < length:
+            self.charge(length)
 
     def _count(self) -> None:
         self._ways -= 1

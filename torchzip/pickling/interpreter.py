@@ -140,16 +140,14 @@ class Interpreter:
         in_turn = 0  # lower numbers can be put into the memo directly
         most_marks = self._limits.containers
         self._arguments_left = self._limits.argument_items + 2 * len(data)
-        self._table.keys.allow(self._limits, len(data))
+        keys = self._table.keys
+        keys.allow(self._limits, len(data))
         while True:
             self.position = position
             op = data[position]
             position += 1
-            # First the opcodes of a tensor, by how often they occur in one.
-            if op == 0x71:  # BINPUT
-                memo[data[position]] = stack[-1]
-                position += 1
-            elif op == 0x68:  # BINGET
+            # First what files have most of beside tensors, which are mostly read in runs.
+            if op == 0x68:  # BINGET
                 push(memo[data[position]])
                 position += 1
             elif op == 0x72:  # LONG_BINPUT
@@ -162,17 +160,6 @@ class Interpreter:
             elif op == 0x6A:  # LONG_BINGET
                 push(memo[_U32(data, position)[0]])
                 position += 4
-            elif op == 0x28:  # MARK
-                if stack and stack[-1] is self._trigger and self._shortcut is not None:
-                    behind = self._shortcut(data, position - 1, memo, stack, below)
-                    if behind is not None:
-                        position = behind
-                        continue
-                below.append(stack)
-                if len(below) > most_marks:
-                    raise LimitError("containers", len(below), most_marks)
-                stack = []
-                push, pop = stack.append, stack.pop
             elif op == 0x4B:  # BININT1
                 push(data[position])
                 position += 1
@@ -186,6 +173,9 @@ class Interpreter:
                     text = self._text(position + 4, end - position - 4)
                 push(text)
                 position = end
+            elif op == 0x71:  # BINPUT
+                memo[data[position]] = stack[-1]
+                position += 1
             elif op == 0x52:  # REDUCE
                 containers_left -= _CALLED
                 if containers_left < 0:
@@ -194,6 +184,36 @@ class Interpreter:
                 stack[-1] = self._call(stack[-1], args)
                 if type(stack[-1]) is ForeignObject:
                     self._await_build(stack[-1], position, memo)
+            elif op == 0x29:  # EMPTY_TUPLE
+                push(())
+            elif op == 0x7D or op == 0x5D or op == 0x8F:  # EMPTY_DICT, EMPTY_LIST, EMPTY_SET
+                containers_left -= _SET if op == 0x8F else 1
+                if containers_left < 0:
+                    raise self._too_many_containers()
+                push({} if op == 0x7D else [] if op == 0x5D else set())
+            elif op == 0x28:  # MARK
+                if stack and stack[-1] is self._trigger and self._shortcut is not None:
+                    behind = self._shortcut(data, position - 1, memo, stack, below)
+                    if behind is not None:
+                        position = behind
+                        continue
+                below.append(stack)
+                if len(below) > most_marks:
+                    raise LimitError("containers", len(below), most_marks)
+                stack = []
+                push, pop = stack.append, stack.pop
+            elif op == 0x73:  # SETITEM
+                value, key = pop(), pop()
+                target = stack[-1]
+                if type(key) is str and type(target) is dict and not keys.is_watching:
+                    target[key] = value
+                else:
+                    set_items(self._table, target, [key, value])
+            elif op == 0x75:  # SETITEMS
+                items = stack
+                stack = _under_mark(below)
+                push, pop = stack.append, stack.pop
+                set_items(self._table, stack[-1], items)
             elif op == 0x74:  # TUPLE
                 items = stack
                 stack = _under_mark(below)
@@ -225,8 +245,6 @@ class Interpreter:
                 containers_left -= 1
                 if containers_left < 0:
                     raise self._too_many_containers()
-            elif op == 0x29:  # EMPTY_TUPLE
-                push(())
             elif op == 0x51:  # BINPERSID
                 stack[-1] = self._table.persistent(stack[-1])
             elif op == 0x89:  # NEWFALSE
@@ -242,19 +260,6 @@ class Interpreter:
             elif op == 0x47:  # BINFLOAT
                 push(_F64(data, position)[0])
                 position += 8
-            elif op == 0x7D or op == 0x5D or op == 0x8F:  # EMPTY_DICT, EMPTY_LIST, EMPTY_SET
-                containers_left -= _SET if op == 0x8F else 1
-                if containers_left < 0:
-                    raise self._too_many_containers()
-                push({} if op == 0x7D else [] if op == 0x5D else set())
-            elif op == 0x73:  # SETITEM
-                value, key = pop(), pop()
-                set_items(self._table, stack[-1], [key, value])
-            elif op == 0x75:  # SETITEMS
-                items = stack
-                stack = _under_mark(below)
-                push, pop = stack.append, stack.pop
-                set_items(self._table, stack[-1], items)
             elif op == 0x61:  # APPEND
                 value = pop()
                 append(stack[-1], [value])

@@ -265,11 +265,8 @@ class Rebuilder:
                     (measure.torch_dtype or "uint8", *layout[-2:], layout.storage_offset)
                     for measure, layout in zip(measures, layouts, strict=True)
                 ]
-                tensor = self._factory.tensor
-                return [
-                    tensor(TensorSpec(*fields[place], storage))
-                    for place, storage in zip(which, storages, strict=True)
-                ]
+                columns = zip(*[fields[place] for place in which], strict=True)
+                return list(map(self._factory.tensor, map(TensorSpec, *columns, storages)))
             for key, place in zip(keys, which, strict=True):
                 kind, location, numel, offset, size, stride = layouts[place]
                 bare = self._storages.known(kind, key, location, numel)

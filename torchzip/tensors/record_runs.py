@@ -491,9 +491,25 @@ class _Columns:
         end = len(raw) - _PADDING
         gaps = np.minimum(self.stops[:-1], end)
         next_word = _word((opening + b"((")[:4])
-        at = gaps.copy()
-        puts = np.zeros(len(at), np.int64)
-        good = np.ones(len(at), np.bool_)
+        # The end of a dict, and an int with a new one.
+        self.dict_keys, behind, is_next = self._number(np.minimum(gaps + 1, end))
+        is_next &= (raw[gaps] == 0x75) & (raw[behind] == 0x7D)
+        dict_put, behind, is_put = self._put(behind + 1)
+        is_next &= is_put & (raw[behind] == 0x28)
+        # A name.
+        names = np.where(is_next, np.minimum(behind + 1, end), gaps)
+        self.names = names + 5
+        self.name_ends = np.minimum(names + 5 + words[names + 1], end)
+        name_put, behind, is_put = self._put(self.name_ends)
+        self.is_name = (raw[names] == 0x58) & is_put & (words[behind] == next_word)
+        self.known_numbers, behind_get, is_get = self._number(names, _GET_NBYTES)
+        self.is_known = is_get & (words[behind_get] == next_word)
+        self.is_next = is_next & (self.is_name | self.is_known)
+        puts = self.is_next * 1
+        good = ~self.is_next | (dict_put == self.ends[:-1])
+        good &= ~self.is_name | (name_put == self.ends[:-1] + puts)
+        puts += self.is_name
+        at = np.where(self.is_name, behind, np.where(self.is_known, behind_get, gaps))
         lanes = np.flatnonzero(words[at] != next_word)
         for step in range(_MOST_IN_GAP):
             if len(lanes) < (1 if step < _FEW_IN_GAP else _FEWEST):
@@ -509,22 +525,9 @@ class _Columns:
             here += nbytes + np.where(opcodes == 0x58, words[here + 1], 0)
             here = at[lanes] = np.minimum(here, end)
             lanes = lanes[(nbytes > 0) & (words[here] != next_word)]
-        # The end of a dict, and an int with a new one.
-        self.dict_keys, behind, is_next = self._number(np.minimum(gaps + 1, end))
-        is_next &= (raw[gaps] == 0x75) & (raw[behind] == 0x7D)
-        _, behind, is_put = self._put(behind + 1)
-        is_next &= is_put & (raw[behind] == 0x28)
-        names = np.where(is_next, np.minimum(behind + 1, end), gaps)
-        self.name_ends = np.minimum(names + 5 + words[names + 1], end)
-        _, behind, is_put = self._put(self.name_ends)
-        self.names = names + 5
-        self.is_name = (raw[names] == 0x58) & is_put & (at == behind)
-        self.known_numbers, behind, is_get = self._number(names, _GET_NBYTES)
-        self.is_known = is_get & (at == behind)
-        self.is_next = is_next & (self.is_name | self.is_known)
         good &= (words[at] == next_word) & (at + len(opening) == self.begins[1:])
-        good &= self.key_puts[1:] == self.ends[:-1] + puts
-        return good
+        follows: NDArray[np.bool_] = good & (self.key_puts[1:] == self.ends[:-1] + puts)
+        return follows
 
     def _number(self, at: Numbers, nbytes: Numbers = _INT_NBYTES) -> Columns:
         """Return the ints whose opcodes are at places, the places after them, and if all is well.
