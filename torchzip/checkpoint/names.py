@@ -201,9 +201,23 @@ class NameTable:
                 if is_dense:
                     walk.pass_through(length)
                     self._add_dense(f"{prefix}{key}.", child)
+                    continue
+                walk.charge(length)  # before it is made
+                frame = f"{prefix}{key}.", place + step
+                if type(child) is dict and dense.issuperset(map(id, child.values())):
+                    walk.enter(child, (), frame, length)
+                    self._add_all_dense(walk, frame[0], child)
                 else:
-                    walk.charge(length)  # before it is made
-                    walk.enter(child, below(child), (f"{prefix}{key}.", place + step), length)
+                    walk.enter(child, below(child), frame, length)
+
+    def _add_all_dense(
+        self, walk: Walk[tuple[str, str]], prefix: str, container: dict[Any, Any]
+    ) -> None:
+        """Add the tensors of the dicts in a dict, such as the states of an optimizer."""
+        for key, inside in container.items():
+            text = key_text(key)
+            walk.pass_through(len(prefix) + len(text) + 1)
+            self._add_dense(f"{prefix}{text}.", inside)
 
     def _add_dense(self, prefix: str, container: dict[Any, Any]) -> None:
         """Add the tensors of a dict that has nothing else but numbers and strings."""
@@ -266,7 +280,10 @@ def leading_to_leaves(
         if _TENSORS_AND_SCALARS.issuperset(kinds):
             if LazyTensor in kinds:
                 leading.append(own)
-                leaves.update([id(each) for each in inside if type(each) is LazyTensor])
+                alone = len(kinds) == 1
+                leaves.update(
+                    map(id, inside if alone else [x for x in inside if type(x) is LazyTensor])
+                )
                 if type(container) in _DICTS:
                     dense.add(own)
             continue

@@ -444,31 +444,29 @@ def _chain(data: bytes, count: int, start: int) -> NDArray[np.int64]:
 
 def _chain_fast(data: bytes, count: int) -> NDArray[np.int64] | None:
     """Return where the headers start, if every signature begins a header."""
-    raw = np.frombuffer(data, np.uint8)
-    if len(raw) < 46:
+    if len(data) < 46:
         return None
-    p, k, one, two = raw[:-3] == 0x50, raw[1:-2] == 0x4B, raw[2:-1] == 1, raw[3:] == 2
-    places = np.flatnonzero(p & k & one & two).astype(np.int64)
-    if len(places) != count or places[0] != 0 or places[-1] + 46 > len(raw):
+    signature = np.frombuffer(b"PK\1\2", np.uint8)
+    places = np.flatnonzero(np.frombuffer(data, np.uint8, len(data) - 3) == signature[0])
+    places = places[(_windows(data, 4)[places] == signature).all(axis=1)]
+    if len(places) != count or places[0] != 0 or places[-1] + 46 > len(data):
         return None
-    header = _gather(data, places)
-    lengths = (
-        46
-        + header["name"].astype(np.int64)
-        + header["extra"].astype(np.int64)
-        + header["comment"].astype(np.int64)
-    )
-    if not np.array_equal(places + lengths, np.append(places[1:], len(raw))):
+    # The lengths of the name, the extra fields and the comment.
+    lengths = _windows(data, 6)[places + 28].view("<u2").sum(axis=1, dtype=np.int64)
+    if not np.array_equal(places + 46 + lengths, np.append(places[1:], len(data))):
         return None
     return places
 
 
 def _gather(data: bytes, places: NDArray[np.int64]) -> NDArray[np.void]:
     """Return the 46 fixed bytes at each place as one structured array."""
-    raw = np.frombuffer(data, np.uint8)
-    windows = np.lib.stride_tricks.sliding_window_view(raw, _CENTRAL.itemsize)
-    rows: NDArray[np.void] = windows[places].view(_CENTRAL).reshape(-1)
+    rows: NDArray[np.void] = _windows(data, _CENTRAL.itemsize)[places].view(_CENTRAL).reshape(-1)
     return rows
+
+
+def _windows(data: bytes, nbytes: int) -> NDArray[np.uint8]:
+    """Return a table of the next ``nbytes`` bytes from each place on."""
+    return np.ndarray((len(data) - nbytes + 1, nbytes), np.uint8, data, 0, (1, 1))
 
 
 def _chain_plainly(data: bytes, count: int, start: int) -> NDArray[np.int64]:
@@ -550,8 +548,7 @@ def _check_prefix(
     """Refuse names that do not begin with ``prefix``, the directory of the first record."""
     outside = np.flatnonzero(lengths < len(prefix))
     if prefix and not len(outside):
-        raw = np.frombuffer(data, np.uint8)
-        starts = np.lib.stride_tricks.sliding_window_view(raw, len(prefix))[begins]
+        starts = _windows(data, len(prefix))[begins]
         outside = np.flatnonzero((starts != np.frombuffer(prefix, np.uint8)).any(axis=1))
     if len(outside):
         place, length = int(begins[outside[0]]), int(lengths[outside[0]])

@@ -71,7 +71,7 @@ _MASKS = np.array([0, 0, 0xFF, 0xFFFF, 0, 0xFFFFFFFF])
 #: Opcodes of a gap at most, and the bytes of those that may be in one, with their argument but
 #: for the text of BINUNICODE. Any would do that has no persistent id and renumbers nothing.
 _MOST_IN_GAP = 200
-_FEW_IN_GAP = 12
+_FEW_IN_GAP = 6
 _GAP_NBYTES = np.zeros(256, np.int64)
 _GAP_NBYTES[list(b"XqrhjKMJG")] = 5, 2, 5, 2, 5, 2, 3, 5, 9
 _GAP_NBYTES[list(b"N\x88\x89)}](ueasbtR\x81\x85\x86\x87")] = 1
