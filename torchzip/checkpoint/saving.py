@@ -172,8 +172,8 @@ class Archive:
             else b"".join(block.tobytes() for block in self._blocks_of(each, blocks_of))
             for each in small
         ]
-        crcs = [None if isinstance(each, np.ndarray) else each.crc for each in small]
-        self.writer.write_small_records(names, contents, crcs)
+        known = [None if isinstance(each, np.ndarray) else each.crc for each in small]
+        self.writer.write_small_records(names, contents, known if any(known) else None)
 
     def _write_storage(self, key: int, storage: TensorStorage, blocks_of: BlocksOf) -> None:
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)

@@ -244,20 +244,23 @@ class Survey:
 
     def _add_pairs(self, keys: Collection[Any], values: Collection[Any], link: _Link) -> None:
         kinds = set(map(type, values))
-        self._depth = max(self._depth, link.depth)
+        if link.depth > self._depth:
+            self._depth = link.depth
         is_sequence = type(keys) is range
         key_kinds: set[type] = {int} if is_sequence else set(map(type, keys))
-        if not (is_sequence or key_kinds <= {str} or self._has_odd_keys):
+        if not (is_sequence or key_kinds <= _STRINGS or self._has_odd_keys):
             self._has_odd_keys = not _are_plain_keys(keys, key_kinds)
-        is_state_dict = link.before is None and kinds <= _TENSORS and key_kinds == {str}
+        is_state_dict = link.before is None and kinds <= _TENSORS and key_kinds == _STRINGS
         if not (is_state_dict or kinds <= _WITHOUT_ARRAYS or self._has_odd_keys):
             self._names += len(keys)
             # A key is quoted in a place, and not in a name.
-            self._names_length += len(keys) * link.length + 2 * len(repr(list(keys)))
+            self._names_length += len(keys) * link.length + 2 * _quoted_length(keys, key_kinds)
         if np.ndarray in kinds or Parameter in kinds:
             self._holders.append((keys, values, link))
         if kinds == _ARRAYS:
             self._arrays += values
+            if key_kinds == _STRINGS:
+                return
         elif not kinds <= _WITHOUT_ARRAYS:
             found = []
             for key, value in zip(keys, values, strict=True):
@@ -456,6 +459,15 @@ def is_pickled(array: Array) -> bool:
     return type(array) is PickledArray and array.is_pickled
 
 
+def _quoted_length(keys: Collection[Any], kinds: set[type]) -> int:
+    """Return how many characters a list of keys has as Python writes it."""
+    if kinds == _STRINGS:
+        text = "".join(keys)
+        if text.isprintable() and "'" not in text and "\\" not in text:
+            return len(text) + 4 * len(keys)  # with quotes, commas and brackets
+    return len(repr(list(keys)))
+
+
 def _are_plain_keys(keys: Collection[Any], kinds: set[type]) -> bool:
     """Return whether keys cost a reader nothing, whichever they are."""
     if kinds == {int}:
@@ -518,6 +530,7 @@ _WITHOUT_ARRAYS = frozenset(
     [str, int, float, bool, type(None), bytes, bytearray, complex, type, range]
 )
 _ARRAYS = {np.ndarray}
+_STRINGS = {str}
 #: In a flat dict of these alone the keys are the names, however many and whatever is tied.
 _TENSORS = frozenset([np.ndarray, LazyTensor, EarlyTensor, Parameter])
 #: Keys that no reader looks at, if there are not more in a dict.

@@ -447,6 +447,7 @@ def _chain_fast(data: bytes, count: int) -> NDArray[np.int64] | None:
     if len(data) < 46:
         return None
     signature = np.frombuffer(b"PK\1\2", np.uint8)
+    places: NDArray[np.int64]
     places = np.flatnonzero(np.frombuffer(data, np.uint8, len(data) - 3) == signature[0])
     places = places[(_windows(data, 4)[places] == signature).all(axis=1)]
     if len(places) != count or places[0] != 0 or places[-1] + 46 > len(data):
