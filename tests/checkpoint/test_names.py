@@ -6,11 +6,15 @@ import contextlib
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.test_cost import peak_below
+from torchzip.checkpoint.lazy_tensor import LazyTensor, tensor_of
 from torchzip.checkpoint.names import NameTable
-from torchzip.checkpoint.walk import children
+from torchzip.checkpoint.walk import children, key_text
 from torchzip.errors import FormatError, LimitError
 from torchzip.limits import Limits
 from torchzip.types import ForeignObject, Parameter
@@ -24,7 +28,9 @@ class Leaf:
 
 
 def table(root: Any, *, pickle_nbytes: int = 1000, **limits: int) -> NameTable:
-    return NameTable(root, lambda value: isinstance(value, Leaf), Limits(**limits), pickle_nbytes)
+    return NameTable(
+        root, lambda value: isinstance(value, Leaf | LazyTensor), Limits(**limits), pickle_nbytes
+    )
 
 
 def names(root: Any, **limits: int) -> list[str]:
@@ -231,6 +237,47 @@ def test_many_names_are_no_attack() -> None:
     """A large and flat file is within all limits."""
     root = {f"layer.{i}": {"weight": Leaf(), "bias": Leaf()} for i in range(60_000)}
     assert len(names(root, pickle_nbytes=10_000_000)) == 120_000
+
+
+TENSORS = [tensor_of(np.zeros(index)) for index in range(4)]
+_KEYS = st.sampled_from(["w", "a.b", "0", 0, 1, "1", None, "ü"])
+_TREES: st.SearchStrategy[Any] = st.recursive(
+    st.sampled_from([*TENSORS, *TENSORS, 5, "text"]),
+    lambda inside: st.one_of(
+        st.dictionaries(_KEYS, inside, max_size=4),
+        st.dictionaries(_KEYS, st.sampled_from(TENSORS), max_size=4),
+        st.dictionaries(_KEYS, inside, max_size=3).map(OrderedDict),
+        st.lists(inside, max_size=3),
+        inside.map(lambda value: {0: value, "again": value}),  # one object twice
+    ),
+    max_leaves=12,
+)
+
+
+def _named_plainly(value: Any, prefix: str, found: list[tuple[str, Any]]) -> None:
+    """Add each tensor in a tree under its name."""
+    if any(value is tensor for tensor in TENSORS):
+        found.append((prefix[:-1], value))
+    elif isinstance(value, dict):
+        for key, inside in value.items():
+            _named_plainly(inside, f"{prefix}{key_text(key)}.", found)
+    elif isinstance(value, list):
+        for index, inside in enumerate(value):
+            _named_plainly(inside, f"{prefix}{index}.", found)
+
+
+@given(tree=_TREES)
+def test_names_are_those_of_a_plain_walk(tree: Any) -> None:
+    """Whatever is named in bulk: the same names in the same order, and the same conflicts."""
+    found: list[tuple[str, Any]] = []
+    _named_plainly({"tree": tree}, "", found)
+    made = table({"tree": tree})
+    expected: dict[str, Any] = {}
+    for name, tensor in found:
+        expected.setdefault(name, tensor)
+    assert [*made.names] == [*expected]
+    assert all(made.names[name] is tensor for name, tensor in expected.items())
+    assert set(made.conflicts) == {name for name, each in found if expected[name] is not each}
 
 
 class CountingList(list[Any]):

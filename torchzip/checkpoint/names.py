@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torchzip.checkpoint.lazy_tensor import LazyTensor
@@ -28,6 +28,7 @@ from torchzip.formats.base import Child, PartsOf
 from torchzip.leaf_types import ForeignObject, Parameter
 from torchzip.limits import Limits
 
+_DICT = {dict}
 _DICTS = (dict, OrderedDict)
 _TENSORS_AND_SCALARS = SCALARS | {LazyTensor}
 _CONTAINERS = (dict, list, tuple, deque, ForeignObject, Parameter)
@@ -200,41 +201,42 @@ class NameTable:
                 length = len(prefix) + len(key) + 1 + len(place) + len(step)
                 if is_dense:
                     walk.pass_through(length)
-                    self._add_dense(f"{prefix}{key}.", child)
+                    self._add_dense(prefix, [key], [child])
                     continue
                 walk.charge(length)  # before it is made
                 frame = f"{prefix}{key}.", place + step
                 if type(child) is dict and dense.issuperset(map(id, child.values())):
                     walk.enter(child, (), frame, length)
-                    self._add_all_dense(walk, frame[0], child)
+                    keys = list(map(key_text, child))
+                    for key in keys:
+                        walk.pass_through(len(frame[0]) + len(key) + 1)
+                    self._add_dense(frame[0], keys, child.values())
                 else:
                     walk.enter(child, below(child), frame, length)
 
-    def _add_all_dense(
-        self, walk: Walk[tuple[str, str]], prefix: str, container: dict[Any, Any]
+    def _add_dense(
+        self, prefix: str, keys: Sequence[str], dicts: Collection[dict[Any, Any]]
     ) -> None:
-        """Add the tensors of the dicts in a dict, such as the states of an optimizer."""
-        for key, inside in container.items():
-            text = key_text(key)
-            walk.pass_through(len(prefix) + len(text) + 1)
-            self._add_dense(f"{prefix}{text}.", inside)
-
-    def _add_dense(self, prefix: str, container: dict[Any, Any]) -> None:
-        """Add the tensors of a dict that has nothing else but numbers and strings."""
-        keys = [key for key, leaf in container.items() if type(leaf) is LazyTensor]
-        if {str}.issuperset(map(type, keys)):
-            length = 2 * (len(keys) * len(prefix) + len("".join(keys)))
-            self._ways.charge(length)
-            leaves = {prefix + key: container[key] for key in keys}
-            if len(self.names) + len(leaves) <= self._bound and self.names.keys().isdisjoint(
-                leaves
-            ):
-                self.names.update(leaves)
+        """Add the tensors of dicts, by their keys, which else have numbers and strings only."""
+        leaves = [leaf for inside in dicts for leaf in inside.values()]
+        last_keys = [key for inside in dicts for key in inside]
+        if {LazyTensor}.issuperset(map(type, leaves)) and {str}.issuperset(map(type, last_keys)):
+            pairs = zip(keys, dicts, strict=True)
+            length = sum((len(prefix) + len(key) + 1) * len(inside) for key, inside in pairs)
+            length = 2 * (length + len("".join(last_keys)))
+            self._ways.charge(length)  # before they are made
+            pairs = zip(keys, dicts, strict=True)
+            names = [f"{prefix}{key}.{last}" for key, inside in pairs for last in inside]
+            added = dict(zip(names, leaves, strict=True))
+            is_new = len(added) == len(names) and self.names.keys().isdisjoint(added)
+            if is_new and len(self.names) + len(added) <= self._bound:
+                self.names.update(added)
                 return
             self._ways.charge(-length)
-        for key, leaf in container.items():
-            if type(leaf) is LazyTensor:
-                self._add(prefix + key_text(key), leaf)
+        for key, inside in zip(keys, dicts, strict=True):
+            for last, leaf in inside.items():
+                if type(leaf) is LazyTensor:
+                    self._add(f"{prefix}{key}.{key_text(last)}", leaf)
 
     def _add(self, name: str, leaf: Any) -> None:
         self._ways.charge(2 * len(name))
@@ -287,6 +289,15 @@ def leading_to_leaves(
                 if type(container) in _DICTS:
                     dense.add(own)
             continue
+        if kinds == _DICT and seen.keys().isdisjoint(map(id, inside)):
+            # Dicts of tensors and nothing else, such as the states of an optimizer.
+            tensors = [leaf for each in inside for leaf in each.values()]
+            if all(inside) and {LazyTensor}.issuperset(map(type, tensors)):
+                leading += [own, *map(id, inside)]
+                leaves.update(map(id, tensors))
+                dense.update(map(id, inside))
+                seen.update(zip(map(id, inside), inside, strict=True))
+                continue
         direct = False
         for child in inside:
             kind = type(child)

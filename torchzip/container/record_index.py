@@ -51,12 +51,13 @@ class RecordIndex:
 
     def find_keys(self, keys: list[str]) -> NDArray[np.int64] | None:
         """Return the rows of the names ``data/<key>``; None unless all are known by number."""
+        text = "".join(keys)
         lengths = list(map(len, keys))
-        if max(lengths) > _MOST_DIGITS or not "".join(keys).isdecimal() or 0 in lengths:
+        if max(lengths) > _MOST_DIGITS or not (text.isascii() and text.isdecimal()) or 0 in lengths:
             return None
         numbers = np.fromiter(map(int, keys), np.int64, len(keys))
-        # With leading zeros, or digits outside ASCII, it is another name with the same number.
-        if int(_digits(numbers).sum()) != sum(lengths) or not "".join(keys).isascii():
+        # With leading zeros it is another name with the same number.
+        if int(_digits(numbers).sum()) != len(text):
             return None
         places = np.searchsorted(self._sorted, numbers)
         places[places == len(self._sorted)] = 0

@@ -235,12 +235,11 @@ class PersistentIds:
         None if they have to be taken one by one.
         """
         open_many = self._factory.storages
-        distinct = set(keys)
         if (
             open_many is None
-            or len(distinct) < len(keys)
-            or self._stored.keys() & distinct
-            or self._bare.keys() & distinct
+            or len(set(keys)) < len(keys)
+            or not self._stored.keys().isdisjoint(keys)
+            or not self._bare.keys().isdisjoint(keys)
         ):
             return None
         storages = open_many(keys, measures, which)

@@ -415,13 +415,13 @@ class _Columns:
         if len(stops) < _FEWEST:
             self.begins = begins[:0]
             return
-        # The opcodes between the puts after the strides.
-        parts = [b"\x89" + hooks + b")R", b"t", b"R"]
+        # The opcodes between the puts after the strides. The first of them are there.
+        parts = [b"", b"t", b"R"]
         opening = bytes([0x68, gets.function])
         if gets.parameter is not None:
             parts += [b"\x88" + hooks + b")R", b"\x87", b"R"]
             opening = bytes([0x68, gets.parameter]) + opening
-        at, good = stops, np.ones(len(stops), np.bool_)
+        at, good = stops + len(b"\x89" + hooks + b")R"), np.ones(len(stops), np.bool_)
         last_puts = []
         for opcodes in parts:
             for opcode in opcodes:
