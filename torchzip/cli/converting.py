@@ -242,6 +242,7 @@ def _planned_values(report: ConvertReport) -> dict[str, Any]:
         "lost": report.lost,
         "copied": report.copied,
         "refused": report.refused,
+        "notes": report.notes,
     }
 
 
@@ -277,6 +278,8 @@ def _row(row: PlannedTensor, with_file: bool) -> list[str]:
 
 
 def _say_notes(report: ConvertReport) -> None:
+    for note in report.notes:
+        say(f"note: {note}")
     if report.taken:
         say(f"weights: {report.taken}")
     if report.copied:
