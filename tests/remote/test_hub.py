@@ -82,7 +82,7 @@ def test_files(hub: _Hub) -> None:
 
 def test_a_repository_is_scanned(hub: _Hub) -> None:
     """All its files, and those below a folder of it, at the commit that it has."""
-    hub.cdn.files["ema/bad.pkl"] = b"cos\nsystem\n(S'ls'\ntR."
+    hub.cdn.files = {**hub.cdn.files, "ema/bad.pkl": b"cos\nsystem\n(S'ls'\ntR."}
     found = tz.tools.scan("hf://org/model", storage_options=hub.options).files
     root = f"hf://org/model@{_COMMIT}/"
     verdicts = {file.path.removeprefix(root): file.verdict for file in found}
