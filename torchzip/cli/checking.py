@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, some_of
-from torchzip.cli.command import BAD, DONE, Command, limits_of, reading_options, say
+from torchzip.cli.command import (
+    BAD,
+    DONE,
+    Command,
+    limits_of,
+    os_error_text,
+    print_verdict,
+    reading_options,
+    say,
+)
 from torchzip.cli.naming import POLICY_ARGUMENTS, gate_of
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import fitted_table, screen
@@ -63,16 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
         except (TorchZipError, OSError) as error:
             if len(files) == 1:
                 raise
-            say(str(error))
+            say(os_error_text(error) if isinstance(error, OSError) else str(error))
             status = BAD
             continue
         made.append(found)
         if not arguments.json:
-            print(check_as_text(found), flush=True)
+            print_verdict(check_as_text(found))
         status = max(status, gate(found.file, found.refused))
     if arguments.json:
         values = [dataclasses.asdict(found) for found in made]
-        print(json.dumps(values[0] if len(files) == 1 else values, indent=2))
+        print_verdict(json.dumps(values[0] if len(files) == 1 else values, indent=2))
     return status
 
 
