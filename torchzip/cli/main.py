@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names may have any character
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = DONE  # also of a listing whose reader has seen enough
+        status: int = DONE  # also of a listing whose reader has seen enough
         with reader_may_leave(sys.stdout):
             status = arguments.run(arguments)
         return status
@@ -122,4 +122,4 @@ def _open_closed_streams() -> None:
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
