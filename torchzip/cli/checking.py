@@ -95,12 +95,16 @@ def checkpoints_in(file: str, limits: Limits) -> list[str]:
         with torchzip.lazy_load(file, limits=limits):
             return [file]
     except FormatError as error:
+        unread: list[str] = []  # not what is known to have none
         found = [
             os.path.join(folder, name)
-            for folder, _, names in sorted(os.walk(file))
+            for folder, _, names in sorted(
+                os.walk(file, onerror=lambda e: unread.append(e.filename))
+            )
             for name in sorted(names)
             if output_of(name) is not None and not name.startswith(".")
         ]
+        found += unread
         if not found:
             raise error
         return found
