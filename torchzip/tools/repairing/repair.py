@@ -186,9 +186,8 @@ def _write(root: Any, checkpoint: Checkpoint, told: Repaired, out: str) -> Repai
     else:
         notes = []
         if checkpoint.metadata:
-            notes.append(
-                "the metadata of the safetensors file is left out; a .pt has no place for it"
-            )
+            what = f"the metadata of a {checkpoint.format} checkpoint"
+            notes.append(f"{what} is left out; a .pt has no place for it")
         try:
             save(root, out)
         except (TypeError, ValueError) as error:
