@@ -428,6 +428,12 @@ def test_a_missing_file_among_others(model: Path, capsys: Capture) -> None:
     assert run(capsys, "verify", gone, model)[::2] == (1, alone)
 
 
+def test_an_empty_destination(model: Path, capsys: Capture) -> None:
+    """An unset variable in a script must not end in advice to write to the root directory."""
+    err = run.says(2, capsys, "convert", model, "")
+    assert err.startswith("torchzip: the destination is an empty string; ")
+
+
 def test_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     """It does not name what can be left out."""
     with pytest.raises(SystemExit):
