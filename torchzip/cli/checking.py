@@ -56,6 +56,9 @@ something that torch.load refuses by default; with --fail-on never, only if it i
     },
 )
 
+#: Suffixes of checkpoints that `convert` does not write.
+_READ_ALONE = (".pt2", ".ptl", ".nemo")
+
 
 def run(arguments: argparse.Namespace) -> int:
     gate = gate_of(arguments)
@@ -102,12 +105,16 @@ def checkpoints_in(file: str, limits: Limits) -> list[str]:
                 os.walk(file, onerror=lambda e: unread.append(e.filename))
             )
             for name in sorted(names)
-            if output_of(name) is not None and not name.startswith(".")
+            if _is_checkpoint(name) and not name.startswith(".")
         ]
         found += unread
         if not found:
             raise error
         return found
+
+
+def _is_checkpoint(name: str) -> bool:
+    return output_of(name) is not None or name.lower().endswith(_READ_ALONE)
 
 
 def check_as_text(found: Verified) -> str:

@@ -14,6 +14,7 @@ from torchzip.container.zip_layout import LOCAL
 from torchzip.container.zip_reader import Entry, ZipReader
 from torchzip.convert.casting import inner_tensors
 from torchzip.formats.base import FileContainer, FolderContainer
+from torchzip.formats.nemo import NemoContainer
 from torchzip.formats.npz import NpzContainer
 from torchzip.formats.rank_files import RankFilesContainer
 from torchzip.formats.sharded import ShardedContainer
@@ -187,7 +188,8 @@ class _Counted:
         and what is in an archive inside of a record.
         """
         container = self._container
-        archive = container.archive if isinstance(container, ZipContainer | NpzContainer) else None
+        inside = container.inner if isinstance(container, NemoContainer) else container
+        archive = inside.archive if isinstance(inside, ZipContainer | NpzContainer) else None
         whole = 0
         for record, storage in self._opened.items():
             if isinstance(container, ZipContainer) and record not in container.archive:
