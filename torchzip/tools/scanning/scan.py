@@ -9,6 +9,7 @@ all else is a finding, also what cannot be read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -186,6 +187,8 @@ def _objects(location: Location) -> Iterator[Location]:
         yield location
         return
     top, paths = list_files(location)
+    if not paths:  # a store has no empty folders: the name is wrong
+        raise FileNotFoundError(errno.ENOENT, "No object is below this URL", location.name)
     for path in paths:  # what a URL has of it would lead to another object
         for name in path.split("/"):
             check_plain_name(name, location.name)
