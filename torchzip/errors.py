@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copyreg
 import errno
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import ContextDecorator
@@ -128,6 +129,15 @@ def listed(names: Sequence[object], most: int = 5) -> str:
     """Return the first names, quoted, and how many more there are."""
     first = ", ".join([shown(name) for name in names[:most]])
     return first + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def as_argument(path: str) -> str:
+    """Return a path as a command that messages advise takes it: no dash at its start.
+
+    >>> as_argument("-m.pt"), as_argument("m.pt")
+    ('./-m.pt', 'm.pt')
+    """
+    return os.path.join(os.curdir, path) if path.startswith("-") else path
 
 
 def shortened(text: str, most: int) -> str:

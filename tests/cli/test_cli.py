@@ -392,6 +392,55 @@ def test_as_a_module(model: Path) -> None:
     assert "Traceback" not in bad.stderr
 
 
+def test_a_verdict_that_nobody_reads(model: Path) -> None:
+    """The exit status is that of the file, also if the reader of stdout, or of both, has gone."""
+    folder = model.parent
+    data = model.read_bytes()
+    (folder / "bad.pt").write_bytes(flipped(data, data.index(b"data/0") + 200))
+    (folder / "foreign.pkl").write_bytes(b"cos\nsystem\n(S'ls'\ntR.")
+    tz.save({"w": np.ones(3)}, folder / "other.pt")
+    for command in (
+        "verify bad.pt", f"verify {model.name} bad.pt", "scan foreign.pkl", "scan .",
+        f"diff {model.name} other.pt", "convert other.pt -", f"edit {model.name} --drop no",
+    ):  # fmt: skip
+        for both in ("", "2>&1"):
+            script = (
+                f"{sys.executable} -m torchzip {command} {both} | true; exit ${{PIPESTATUS[0]}}"
+            )
+            made = subprocess.run(["bash", "-c", script], cwd=folder, stderr=-1, check=False)
+            assert made.returncode == 1, (command, made.stderr)
+            assert b"Traceback" not in made.stderr
+
+
+def test_closed_stdin(tmp_path: Path) -> None:
+    """It is empty."""
+    script = f"{sys.executable} -m torchzip ls - <&-"
+    made = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stdout) == (1, "")
+    assert made.stderr.startswith("torchzip: <stdin>: not a checkpoint: the file is empty")
+
+
+def test_a_missing_file_among_others(model: Path, capsys: Capture) -> None:
+    """It is said as of one file that is alone."""
+    gone = model.parent / "gone.pt"
+    alone = run.says(1, capsys, "verify", gone)
+    assert alone == f"torchzip: {gone}: No such file or directory\n"
+    assert run(capsys, "verify", gone, model)[::2] == (1, alone)
+
+
+def test_an_empty_destination(model: Path, capsys: Capture) -> None:
+    """An unset variable in a script must not end in advice to write to the root directory."""
+    err = run.says(2, capsys, "convert", model, "")
+    assert err.startswith("torchzip: the destination is an empty string; ")
+
+
+def test_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    """It does not name what can be left out."""
+    with pytest.raises(SystemExit):
+        main(["ls"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: FILE\n")
+
+
 def test_reader_that_goes_away(model: Path) -> None:
     """``torchzip ls | head -1`` is no error."""
     script = f'{sys.executable} -m torchzip ls --json "{model}" | true; echo ${{PIPESTATUS[0]}}'

@@ -378,6 +378,16 @@ def test_names_with_dots(capsys: Capture) -> None:
     assert shown(capsys, "m.pt", "a") == "dict of 1\n  b  6\n"
 
 
+def test_a_key_without_letters(capsys: Capture) -> None:
+    """Without a NAME the whole object is shown, whatever lies under the key that is empty."""
+    save({"": np.zeros(1), "epoch": 7})
+    assert shown(capsys, "m.pt").split() == ["dict", "of", "2", "float64", "[1]", "epoch", "7"]
+    assert shown(capsys, "m.pt", "").endswith(": float64 [1]\n[0.]\n")
+    save(np.zeros(1))
+    assert shown(capsys, "m.pt") == shown(capsys, "m.pt", "")
+    assert "of 1 tensor\n" in run.says(1, capsys, "m.pt", "0")
+
+
 def test_wrong_names(capsys: Capture) -> None:
     """What is near: tensors and values."""
     save({"weight": np.zeros(2), "epoch": 7})

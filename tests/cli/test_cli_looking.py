@@ -149,6 +149,12 @@ def test_several_files(folder: Path, capsys: Capture) -> None:
     tz.convert("m.pt", "hub/", include="fc*")
     assert main(["verify", "hub"]) == 0
     assert main(["verify", "no such"]) == 1
+    capsys.readouterr()
+    for name in ("model.PT2", "model.nemo"):  # formats that are read and not written
+        (folder / "sub" / name).write_bytes(b"x")
+        assert main(["verify", "sub"]) == 1
+        assert f"torchzip: {Path('sub', name)}: not a checkpoint" in capsys.readouterr().err
+        (folder / "sub" / name).unlink()
 
 
 def test_a_value_is_not_a_tensor(folder: Path) -> None:

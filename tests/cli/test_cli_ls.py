@@ -251,7 +251,8 @@ def test_widths(wide: Path, width: int, options: list[str]) -> None:
     assert all(rendering.width_of(line) <= width for line in lines[:-1])
     at = {rendering.width_of(line.split("[3, 4]")[0]) for line in lines if "[3, 4]" in line}
     assert len(at) == 1
-    assert ("self_attention.in_proj_weight" in out) == (width == 200)
+    # On the narrowest the marks are below, whole: what is tied to it names it there.
+    assert ("self_attention.in_proj_weight" in out) == (width != 80)
     assert ("…" in out) == (width < 200)
 
 

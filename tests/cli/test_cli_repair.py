@@ -84,6 +84,8 @@ def test_statuses(capsys: Capture, tmp_path: Path, broken: Path) -> None:
         )  # fmt: skip
     assert out.read_bytes() == b"mine"
     assert run(capsys, "repair", tmp_path / "none.pt", tmp_path / "x.pt")[0] == 1
+    err = run.says(2, capsys, "repair", broken, tmp_path / "x.gguf")
+    assert err.startswith(f"torchzip: {tmp_path / 'x.gguf'}: .gguf is the suffix of GGUF")
 
 
 @pytest.mark.torch

@@ -71,6 +71,8 @@ def test_tables_fit(
     if " -l" in command:  # what does not fit beside goes below
         assert len(lines) > len(piped.splitlines())
         assert "  stride [40, 1], offset 0, device cpu," in shown
+    elif command.startswith("ls"):
+        assert len(lines) >= len(piped.splitlines())
     else:
         assert len(lines) == len(piped.splitlines())
     tables = [line for line in lines if not re.match(COMMANDS[command], line)]
@@ -79,3 +81,21 @@ def test_tables_fit(
         assert width_of(line) <= width, line
     assert "…" in shown or command.startswith("why-big")
     assert "…" not in piped or "--tree" in command
+
+
+def test_marks_go_below_before_names_are_cut(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of names of which six letters are left says nothing."""
+    tied = np.ones((50, 8), np.float32)
+    tz.save({"embedding.weight": tied, "head.weight": tied}, tmp_path / "a.pt")
+    monkeypatch.setenv("COLUMNS", "42")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, shown, _ = run(capsys, "ls", tmp_path / "a.pt")
+    assert shown.splitlines()[:-1] == [
+        "name              dtype    shape      size",
+        "embedding.weight  float32  [50, 8]  1.6 kB",
+        "head.weight       float32  [50, 8]  1.6 kB",
+        "  tied or view = embedding.weight",
+    ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ml_dtypes import float8_e4m3fn
 
 import torchzip as tz
 from torchzip.convert import companions
@@ -176,6 +177,25 @@ def test_a_pipeline(tmp_path: Path, exists: bool) -> None:
         tz.convert(source, out)
     tz.convert(source, out, overwrite=True)
     assert {each.name for each in tmp_path.iterdir()} == {"sd", "out"}
+
+
+def test_what_is_said_of_the_parts_of_a_pipeline(tmp_path: Path) -> None:
+    """What each conversion says is said of all, with the component's name before it."""
+    source = pipeline(tmp_path)
+    codes = {"a.weight": np.ones((2, 3), float8_e4m3fn), "a.weight_scale": np.full(1, 2, "f4")}
+    tz.save(codes, source / "unet" / "diffusion_pytorch_model.bin")
+    encoder = source / "text_encoder"
+    for name in ("unet", "text_encoder"):
+        (source / name / "config.json").write_text("{}")
+    index = encoder / "model.safetensors.index.json"
+    tz.convert(encoder / "pytorch_model.bin", index, max_shard_size=30)
+    (encoder / "pytorch_model.bin").unlink()
+    (encoder / "model-00001-of-00009.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="no tensor that is converted is quantized"):
+        report = tz.convert(source, f"{tmp_path}/out/", dequantize=True)
+    assert set(report.dequantized) == {"unet.a.weight"}
+    (note,) = report.notes
+    assert note.startswith("text_encoder: ")
 
 
 def test_a_pipeline_is_new_or_not_there(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 import torchzip as tz
+from tests.cli.running import run
 from tests.formats.test_zero import refused
 from tests.saved import saved
 from tests.test_cost import CountingFile
+from torchzip.tools import report
 
 _A = np.arange(6, dtype=np.float32).reshape(2, 3)
 _WEIGHTS: dict[str, np.ndarray[Any, Any]] = {
@@ -94,6 +96,21 @@ def test_compressed(tmp_path: Path, own_temporary: Path) -> None:
     assert list(own_temporary.iterdir()) == []
     np.testing.assert_array_equal(tz.load(path)["encoder.weight"], _A)
     assert list(own_temporary.iterdir()) == []
+
+
+def test_commands_say_so(
+    tmp_path: Path, own_temporary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever waits for it, or has a small folder for temporary files, sees why."""
+    path = tmp_path / "x.nemo"
+    path.write_bytes(gzip.compress(_nemo()))
+    note = f"note: decompressed into a temporary file of {len(_nemo()):,} bytes\n"
+    assert run.done(capsys, "ls", path).endswith(note)
+    assert run.done(capsys, "verify", path).count(note) == 1
+    assert f"torchzip: {note}" in run.says(0, capsys, "convert", path, tmp_path / "x.safetensors")
+    page = io.BytesIO()
+    report(path, page)
+    assert page.getvalue().count(b"decompressed into a temporary file") == 1
 
 
 def _bad(tmp_path: Path, data: bytes) -> Path:

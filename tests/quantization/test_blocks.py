@@ -239,6 +239,18 @@ def test_an_unknown_scheme_is_refused() -> None:
         lazy.dequantized(parts, {"quant_method": "hqq"})
 
 
+def test_a_wrong_config_is_named_with_its_folder(tmp_path: Path) -> None:
+    """There may be one in each of many folders."""
+    path = tmp_path / "unet" / "pytorch_model.bin"
+    path.parent.mkdir()
+    tz.save({"a.weight": np.ones((2, 3), E4M3), "a.weight_scale": np.ones(1, "f4")}, path)
+    for file in (path, path.parent):
+        (path.parent / "config.json").write_text("2")
+        with pytest.raises(tz.FormatError, match="is 2 in JSON") as caught:
+            tz.convert(file, tmp_path / "out.safetensors", dequantize=True)
+        assert caught.value.path == str(path.parent / "config.json")
+
+
 def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A dry run and the conversion, to another dtype; the object around stays in a zip."""
     codes, scale = random(300, 200, dtype=E4M3), np.abs(random(3, 2, seed=1))

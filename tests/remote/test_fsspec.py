@@ -119,5 +119,8 @@ def test_a_folder_is_scanned() -> None:
     system.pipe_file("/scanned/a\\b", b"x")
     with pytest.raises(tz.FormatError, match="a plain name"):
         tz.tools.scan("memory://scanned/")
+    with pytest.raises(FileNotFoundError, match="No object is below") as caught:
+        tz.tools.scan("memory://scaned/")
+    assert caught.value.filename == "memory://scaned/"
     with pytest.raises(OSError, match="does not say what is in a folder"):
         tz.tools.scan("https://localhost/folder/")

@@ -80,6 +80,20 @@ def test_files(hub: _Hub) -> None:
         assert len(ckpt) == 4
 
 
+def test_a_repository_is_scanned(hub: _Hub) -> None:
+    """All its files, and those below a folder of it, at the commit that it has."""
+    hub.cdn.files = {**hub.cdn.files, "ema/bad.pkl": b"cos\nsystem\n(S'ls'\ntR."}
+    found = tz.tools.scan("hf://org/model", storage_options=hub.options).files
+    root = f"hf://org/model@{_COMMIT}/"
+    verdicts = {file.path.removeprefix(root): file.verdict for file in found}
+    assert verdicts.keys() == hub.cdn.files.keys() | {"README.md"}
+    assert {name for name, verdict in verdicts.items() if verdict == "foreign"} == {"ema/bad.pkl"}
+    below = tz.tools.scan("hf://org/model/ema/", storage_options=hub.options).files
+    assert [file.path for file in below] == [
+        f"{root}ema/bad.pkl", f"{root}ema/model.safetensors",
+    ]  # fmt: skip
+
+
 def test_errors(hub: _Hub) -> None:
     """What is not there or not allowed says so, without tokens and signatures."""
     cases = {

@@ -12,6 +12,8 @@ import pytest
 
 import torchzip as tz
 from torchzip.cli.main import main
+from torchzip.container.gguf import build_header
+from torchzip.dtypes import BLOCKS
 from torchzip.tools import diff, report
 
 
@@ -94,6 +96,47 @@ def test_a_state_dict_and_its_tensors_by_name(tmp_path: Path, suffix: str) -> No
     assert main(["diff", str(path), str(plain)]) == 0
     tz.save(dict(state), tmp_path / "other.pt")
     assert not diff(path, tmp_path / "other.pt").is_equal  # both have a place for it
+
+
+def coded(path: Path, codes: dict[str, tuple[str, int]]) -> Path:
+    """Write a .gguf of tensors of (2, 256) by their types, all bytes of which are one number."""
+    head, begins, nbytes = build_header(
+        {}, [(name, block, (2, 256)) for name, (block, _) in codes.items()]
+    )
+    data = bytearray(head.ljust(nbytes, b"\0"))
+    for begin, (block, number) in zip(begins, codes.values(), strict=True):
+        size = 512 // BLOCKS[block].elements * BLOCKS[block].nbytes
+        data[begin : begin + size] = bytes([number]) * size
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("cast", [False, True])
+def test_types_of_gguf_that_are_not_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cast: bool
+) -> None:
+    """Their codes are compared."""
+    before = {
+        "same": ("iq4_nl", 1), "w": ("iq4_nl", 1), "v": ("tq1_0", 1), "old": ("mxfp4", 3),
+        "gone": ("mxfp4", 4),
+    }  # fmt: skip
+    after = {
+        "same": ("iq4_nl", 1), "w": ("iq4_nl", 2), "v": ("q8_0", 0), "new": ("mxfp4", 3),
+        "more": ("iq4_xs", 4),
+    }  # fmt: skip
+    a, b = coded(tmp_path / "a.gguf", before), coded(tmp_path / "b.gguf", after)
+    found = diff(a, b, cast=cast)
+    assert found.equal == 1
+    assert [(change.before.name, change.what) for change in found.changed] == [
+        ("w", ("codes",)),
+        ("v", ("dtype",)),
+    ]
+    assert [(one.name, other.name) for one, other in found.renamed] == [("old", "new")]
+    assert [row.name for row in (*found.removed, *found.added)] == ["gone", "more"]
+    assert diff(a, a, cast=cast, read=True).is_equal
+    assert main(["diff", str(a), str(b)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["changed", "w", "iq4_nl", "[2,", "256]", "codes"]
 
 
 def test_progress(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections import OrderedDict
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import torchzip as tz
 from tests.saved import flipped, quiet
 from tests.tools.test_edit import plain, records, tree
+from torchzip.cli.main import main
 from torchzip.tools import edit, verify
 from torchzip.tools.edit_rules import parse_device
 from torchzip.types import ForeignObject, MetaTensor, Parameter, QuantizedTensor, SparseTensor
@@ -390,6 +392,17 @@ def test_devices_that_torch_knows() -> None:
     for name in ("", "cuda:", "cuda:-1", "mps:0", "CUDA", "cuda:0 ", "cuda:\u0660"):
         with pytest.raises(ValueError, match="torch restores no storage"):
             parse_device(name)
+
+
+def test_the_command_that_is_advised_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the file is called: what a message says to type is words of a shell."""
+    monkeypatch.chdir(tmp_path)
+    tz.convert({"w": np.ones(3)}, "-my model.safetensors")
+    with pytest.raises(tz.UnsupportedError) as caught:
+        edit("-my model.safetensors", drop="w")
+    words = shlex.split(str(caught.value).partition("Convert it first: torchzip ")[2])
+    assert main(words) == 0
+    assert tz.load("new.pt")["w"].tolist() == [1, 1, 1]
 
 
 def test_foreign_objects_stay(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ def test_formulas_that_do_not_fit(paths: list[Path], tmp_path: Path) -> None:
         ("a + b", {"a": paths[0]}, "'b' has no checkpoint"),
         ("a", {"a": paths[0], "b": paths[1]}, "'b' is not in the formula"),
         ("1/(1 - 1)*a", {"a": paths[0]}, "divides by 0"),
+        ("a/(1 - 1)", {"a": paths[0]}, "divides by 0"),
     ):
         with pytest.raises(ValueError, match=message):
             tz.tools.combine(text, sources, tmp_path / "o.pt")

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import zipfile
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 import torchzip as tz
 from tests.formats.counting import Counted
-from tests.saved import RELEASES, flipped
+from tests.saved import RELEASES, flipped, zipped_again
 from torchzip.checkpoint.module_tree import module_tree
 from torchzip.checkpoint.outline import outline
 from torchzip.cli.main import main
@@ -276,6 +277,25 @@ def test_unreached_bytes(tmp_path: Path) -> None:
     assert told[3:9] == ["w", "56.0 kB", "80.0 kB", "v", "200 B", "400 B"]
     page = page_of(saved({"w": np.ones(5)}, tmp_path))
     assert "Bytes that no tensor reaches" not in page.texts
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_unreached_bytes_of_many_records(
+    method: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No record is read for them, however many there are; of deflated ones nothing is said."""
+    counted, reads = Counted(monkeypatch), set()
+    for count in (2, 200):
+        rows = [np.ones((4, 9)) for _ in range(count)]
+        path = saved({"w": [each[:2] for each in rows], "x": rows}, tmp_path)
+        edit(path, drop="x")
+        path.write_bytes(zipped_again(path.read_bytes(), method))
+        counted.forget()
+        page = page_of(path, read_data=False)
+        is_stored = method == zipfile.ZIP_STORED
+        assert ("Bytes that no tensor reaches" in page.texts) == is_stored
+        reads.add(counted.reads)
+    assert len(reads) == 1
 
 
 def test_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import bz2
+import errno
 import gzip
 import io
 import json
@@ -161,6 +162,9 @@ def test_policies(tmp_path: Path) -> None:
         (file,) = scan(tmp_path / "m.pkl", allow=allow).files
         assert (file.verdict, file.findings) == ("known", ()), allow
     assert scan(tmp_path / "m.pkl", allow="torchao").findings
+    with pytest.raises(FileNotFoundError, match="no preset: lightning, ") as caught:
+        scan(tmp_path, allow="lightnin")
+    assert caught.value.filename == "lightnin"
     with pytest.raises(ValueError, match="no preset 'x'"):
         parse_policy(["preset:x"])
     with pytest.raises(FileNotFoundError):
@@ -186,6 +190,33 @@ def test_directories(tmp_path: Path) -> None:
     assert [file.verdict for file in found.files] == ["foreign", "foreign", "safe"]
     with pytest.raises(FileNotFoundError):
         scan([tmp_path / "models", tmp_path / "none"])
+
+
+def test_a_directory_that_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not taken for an empty one, be it the one that was given or one below it."""
+    closed = tmp_path / "models" / "closed"
+    closed.mkdir(parents=True)
+    tz.save({"w": np.ones(3)}, tmp_path / "models" / "m.pt")
+    for name in ("scandir", "listdir"):
+        listing = getattr(os, name)
+
+        def refused(path: Any = ".", listing: Any = listing) -> Any:
+            if os.path.realpath(path) == os.path.realpath(closed):
+                raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+            return listing(path)
+
+        monkeypatch.setattr(os, name, refused)
+    for path in (closed, closed.parent):
+        *others, found = scan(path).files
+        assert (found.path, found.verdict) == (str(closed), "unreadable")
+        assert [each.message for each in found.findings] == ["Permission denied"]
+        assert main(["scan", str(path)]) == 3
+        capsys.readouterr()
+        assert main(["verify", str(path)]) == 1
+        assert f"torchzip: {closed}: Permission denied" in capsys.readouterr().err
+    assert [each.verdict for each in others] == ["safe"]
 
 
 def test_a_distributed_checkpoint_that_is_not_one(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shlex
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,21 @@ def test_storages_that_are_thrown_away(tmp_path: Path) -> None:
     found = checked(why_big(tmp_path / "m.pt"), len(raw))
     assert kinds(found)["storages that nothing mentions"] == 16
     assert kinds(found)["tensors"] == 16
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_in_an_archive(tmp_path: Path, method: int) -> None:
+    """What a storage takes of the file is what it takes of the archive inside."""
+    path = tmp_path / "m.nemo"
+    weights = zipped_again(saved({"w": np.ones(9000)}), method)
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("model_weights.ckpt")
+        member.size = len(weights)
+        tar.addfile(member, io.BytesIO(weights))
+    found = kinds(checked(why_big(path), path.stat().st_size))
+    is_stored = method == zipfile.ZIP_STORED
+    assert (found.get("tensors") == 72_000) == is_stored
+    assert (found.get("tensors, deflated", 72_000) < 1000) != is_stored
 
 
 def test_bare_storages_and_other_kinds() -> None:

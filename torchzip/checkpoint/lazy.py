@@ -31,7 +31,7 @@ from torchzip.errors import (
     shortened,
     shown,
 )
-from torchzip.files.location import Location, StorageOptions, located
+from torchzip.files.location import Location, StorageOptions, join, located
 from torchzip.files.opening import is_folder, open_around, open_folder
 from torchzip.files.source import File, position_of
 from torchzip.formats.base import Container, PartsOf, check_options
@@ -352,6 +352,12 @@ def checkpoint_of(container: Container, limits: Limits) -> Checkpoint:
     made = Checkpoint.__new__(Checkpoint)
     made._read(container, "keep", limits, None)
     return made
+
+
+def place_beside(checkpoint: Checkpoint, name: str) -> str:
+    """Return a file in the folder of a checkpoint (`Checkpoint.beside`), as messages show it."""
+    path = checkpoint.path
+    return join(path if is_folder(path) else os.path.dirname(path), name)
 
 
 def named_tensors(

@@ -20,7 +20,7 @@ from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text
 from torchzip.container.gguf import value_text
 from torchzip.dtypes import DTYPES
 from torchzip.errors import LimitError, printable, shortened, shown
-from torchzip.formats.base import collector_paused
+from torchzip.formats.base import Container, collector_paused
 from torchzip.limits import Limits
 from torchzip.pickling.table import Name
 from torchzip.tensors.persistent_ids import BareStorage
@@ -41,6 +41,7 @@ class Outlined(Protocol):
     limits: Limits
     metadata: dict[str, str]
     constants: tuple[Any, ...]
+    container: Container
 
     def items(self) -> Collection[tuple[str, Any]]: ...
 
@@ -156,7 +157,8 @@ class Outline:
     ``constant_count`` counts all of those. ``stored_nbytes`` counts each storage once.
     ``subclasses`` are the tensors that only code of their own can make, with their classes; what is
     inside them has rows. ``foreign`` are the names outside torchzip's table, ``metadata`` the
-    strings of a safetensors file or an index. ``notes`` say what could not be listed.
+    strings of a safetensors file or an index. ``notes`` say what is odd, and what could
+    not be listed.
     """
 
     path: str
@@ -224,7 +226,7 @@ def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
         sums = by_dtype.get(row.dtype) or by_dtype.setdefault(row.dtype, [0, 0])
         sums[0] += 1
         sums[1] += row.nbytes
-    notes: list[str] = []
+    notes = list(checkpoint.container.notes)
     beside = Beside()
     try:
         named = [*(tensor for _, tensor in checkpoint.items()), *checkpoint.arrays.values()]

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, some_of
-from torchzip.cli.command import BAD, DONE, Command, limits_of, reading_options, say
+from torchzip.cli.command import (
+    BAD,
+    DONE,
+    Command,
+    limits_of,
+    os_error_text,
+    print_verdict,
+    reading_options,
+    say,
+)
 from torchzip.cli.naming import POLICY_ARGUMENTS, gate_of
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import fitted_table, screen
@@ -47,6 +56,9 @@ something that torch.load refuses by default; with --fail-on never, only if it i
     },
 )
 
+#: Suffixes of checkpoints that `convert` does not write.
+_READ_ALONE = (".pt2", ".ptl", ".nemo")
+
 
 def run(arguments: argparse.Namespace) -> int:
     gate = gate_of(arguments)
@@ -63,16 +75,16 @@ def run(arguments: argparse.Namespace) -> int:
         except (TorchZipError, OSError) as error:
             if len(files) == 1:
                 raise
-            say(str(error))
+            say(os_error_text(error) if isinstance(error, OSError) else str(error))
             status = BAD
             continue
         made.append(found)
         if not arguments.json:
-            print(check_as_text(found), flush=True)
+            print_verdict(check_as_text(found))
         status = max(status, gate(found.file, found.refused))
     if arguments.json:
         values = [dataclasses.asdict(found) for found in made]
-        print(json.dumps(values[0] if len(files) == 1 else values, indent=2))
+        print_verdict(json.dumps(values[0] if len(files) == 1 else values, indent=2))
     return status
 
 
@@ -86,15 +98,23 @@ def checkpoints_in(file: str, limits: Limits) -> list[str]:
         with torchzip.lazy_load(file, limits=limits):
             return [file]
     except FormatError as error:
+        unread: list[str] = []  # not what is known to have none
         found = [
             os.path.join(folder, name)
-            for folder, _, names in sorted(os.walk(file))
+            for folder, _, names in sorted(
+                os.walk(file, onerror=lambda e: unread.append(e.filename))
+            )
             for name in sorted(names)
-            if output_of(name) is not None and not name.startswith(".")
+            if _is_checkpoint(name) and not name.startswith(".")
         ]
+        found += unread
         if not found:
             raise error
         return found
+
+
+def _is_checkpoint(name: str) -> bool:
+    return output_of(name) is not None or name.lower().endswith(_READ_ALONE)
 
 
 def check_as_text(found: Verified) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import glob
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,10 +16,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import torchzip
 from torchzip.errors import printable
+from torchzip.files.platform_calls import open_file
 from torchzip.limits import Limits
 
 _LIMITS = {field.name: field.default for field in fields(Limits)}
@@ -211,7 +213,13 @@ def in_options(message: str) -> str:
 
 def print_found(found: Any, arguments: argparse.Namespace, text: Callable[[Any], str]) -> None:
     """Print what a function of `torchzip.tools` has returned: as text, or with --json as JSON."""
-    print(json.dumps(asdict(found), indent=2) if arguments.json else text(found))
+    print_verdict(json.dumps(asdict(found), indent=2) if arguments.json else text(found))
+
+
+def print_verdict(text: str) -> None:
+    """Print what the exit status says as well, which must be right also if nobody reads this."""
+    with reader_may_leave(sys.stdout):
+        print(text)
 
 
 def split_rule(text: str) -> tuple[str, str]:
@@ -332,6 +340,27 @@ def warnings_said() -> Iterator[None]:
         say(f"warning: {warning.message}")
 
 
+@contextlib.contextmanager
+def reader_may_leave(stream: TextIO) -> Iterator[None]:
+    """Let the block print to nobody from when the reader of the stream has gone (``| head -1``).
+
+    What comes after the block goes on. So an exit status that says something of a file is that of
+    the file, whoever reads what is printed beside it.
+    """
+    try:
+        yield
+        stream.flush()
+    except BrokenPipeError:  # the interpreter must not fail again when it flushes
+        os.dup2(open_file(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def say(text: str) -> None:
     """Print a line on stderr, since stdout may be redirected."""
-    print(f"torchzip: {printable(in_options(text))}", file=sys.stderr)
+    with reader_may_leave(sys.stderr):
+        print(f"torchzip: {printable(in_options(text))}", file=sys.stderr)
+
+
+def os_error_text(error: OSError) -> str:
+    """Return what an error of the system says, with the file before it."""
+    place = "" if error.filename is None else f"{error.filename or repr('')}: "
+    return f"{place}{error.strerror or error}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text, name_text, shape_text, some_of
-from torchzip.cli.command import BAD, DONE, Command, reading_options
+from torchzip.cli.command import BAD, DONE, Command, print_verdict, reading_options
 from torchzip.cli.progress import progress_line
 from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
             **reading_options(arguments),
         )
-    print(as_json(found) if arguments.json else as_text(found))
+    print_verdict(as_json(found) if arguments.json else as_text(found))
     return DONE if found.is_equal else BAD
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torchzip
 from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, shape_text
 from torchzip.cli.command import (
+    BAD,
     DONE,
     JOIN_ARGUMENT,
     Command,
@@ -115,6 +116,16 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    try:
+        report = _converted(arguments)
+    except BrokenPipeError:  # DST is -; half a checkpoint is none
+        say(f"{_STDOUT}: its reader has gone before the checkpoint was written")
+        return BAD
+    show(report, arguments)
+    return DONE
+
+
+def _converted(arguments: argparse.Namespace) -> ConvertReport:
     with contextlib.ExitStack() as stack:
         dst = stack.enter_context(_writable(arguments))
         options = stack.enter_context(writing(arguments, dst))
@@ -138,8 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if dst != arguments.dst:
             report = dataclasses.replace(report, target=_STDOUT, files=(_STDOUT,))
-    show(report, arguments)
-    return DONE
+    return report
 
 
 _STDOUT = "<stdout>"
@@ -168,6 +178,7 @@ def _writable(arguments: argparse.Namespace) -> Iterator[str]:
         if not arguments.dry_run:
             with open(path, "rb") as made:
                 shutil.copyfileobj(made, sys.stdout.buffer, 1 << 20)
+                sys.stdout.buffer.flush()
 
 
 @contextlib.contextmanager
@@ -242,6 +253,7 @@ def _planned_values(report: ConvertReport) -> dict[str, Any]:
         "lost": report.lost,
         "copied": report.copied,
         "refused": report.refused,
+        "notes": report.notes,
     }
 
 
@@ -277,6 +289,8 @@ def _row(row: PlannedTensor, with_file: bool) -> list[str]:
 
 
 def _say_notes(report: ConvertReport) -> None:
+    for note in report.notes:
+        say(f"note: {note}")
     if report.taken:
         say(f"weights: {report.taken}")
     if report.copied:

@@ -38,6 +38,7 @@ shortened to the width of a terminal.
         "globs": {
             "metavar": "GLOB",
             "nargs": "*",
+            "default": [],
             "help": "list only the tensors and values whose names match one of these",
         },
         "--tree": "show a tree of modules; equal blocks are folded",

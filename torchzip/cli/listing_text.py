@@ -96,7 +96,7 @@ def _table(rows: list[list[str]], screen: Screen) -> list[str]:
     if not any(row[-1] for row in rows[1:]):
         rows, shrinking = [row[:-1] for row in rows], [0]
     head, first = rows[0], _SIZE + 1
-    if screen.width is None or len(head) <= first + 1 or _fits(rows, shrinking, screen.width):
+    if screen.width is None or len(head) == first or _fits(rows, shrinking, screen.width):
         return fitted_table(rows, screen, shrinking, right=(_SIZE,))
     # What does not fit beside the size goes below, with its head before it.
     lines = fitted_table([row[:first] for row in rows], screen, (0,), right=(_SIZE,))

@@ -27,9 +27,17 @@ from torchzip.cli import (
     showing,
     weighing,
 )
-from torchzip.cli.command import BAD, DONE, USAGE, CommandParser, add_command, say
+from torchzip.cli.command import (
+    BAD,
+    DONE,
+    USAGE,
+    CommandParser,
+    add_command,
+    os_error_text,
+    reader_may_leave,
+    say,
+)
 from torchzip.errors import TorchZipError
-from torchzip.files.platform_calls import open_file
 
 #: In the order of the help.
 _COMMANDS = (
@@ -80,26 +88,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names may have any character
             stream.reconfigure(errors="backslashreplace")
     try:
-        status: int = arguments.run(arguments)
-        sys.stdout.flush()
+        status: int = DONE  # also of a listing whose reader has seen enough
+        with reader_may_leave(sys.stdout):
+            status = arguments.run(arguments)
         return status
-    except BrokenPipeError:
-        # The reader of our output is gone; the interpreter must not fail again when it flushes.
-        os.dup2(open_file(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except KeyboardInterrupt:
         say("interrupted; no file was left half written")
         return 130
     except FileExistsError as error:
         if getattr(arguments, "force", True):  # for another reason
-            return _say_os_error(error)
+            say(os_error_text(error))
+            return BAD
         say(f"{error.filename} exists; --force overwrites it")
         return USAGE
     except TorchZipError as error:
         say(str(error))
         return BAD
     except OSError as error:
-        return _say_os_error(error)
+        say(os_error_text(error))
+        return BAD
     except MemoryError:
         say("not enough memory")
         return BAD
@@ -111,14 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _open_closed_streams() -> None:
     """Open the null device for standard streams that were closed (``>&-``); there Python has None.
 
-    Otherwise the next file that is opened would get the descriptor of stdout or stderr.
+    Otherwise the next file that is opened would get the descriptor of one of them.
     """
-    for name in ("stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-
-
-def _say_os_error(error: OSError) -> int:
-    place = "" if error.filename is None else f"{error.filename or repr('')}: "
-    say(f"{place}{error.strerror or error}")
-    return BAD
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torchzip
 from torchzip.checkpoint.quantities import count_text
-from torchzip.cli.command import BAD, DONE, Command, reading_options, say
+from torchzip.cli.command import BAD, DONE, Command, print_verdict, reading_options, say
 from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
 from torchzip.tools.global_names import GlobalName, global_names
@@ -57,9 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     with torchzip.lazy_load(arguments.file, **reading_options(arguments)) as checkpoint:
         names = global_names(checkpoint)
     if arguments.json:
-        print(json.dumps([row._asdict() for row in names], indent=2))
+        print_verdict(json.dumps([row._asdict() for row in names], indent=2))
     else:
-        print(globals_as_text(names, f"{checkpoint.path}: {checkpoint.format}"), flush=True)
+        print_verdict(globals_as_text(names, f"{checkpoint.path}: {checkpoint.format}"))
     return gate(
         checkpoint.path, (f"{row.module}.{row.name}" for row in names if not row.torch_safe)
     )

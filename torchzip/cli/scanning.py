@@ -13,7 +13,7 @@ from urllib.parse import quote
 import torchzip
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text
-from torchzip.cli.command import BAD, DONE, Command, in_options, reading_options, say
+from torchzip.cli.command import BAD, DONE, Command, in_options, print_verdict, reading_options, say
 from torchzip.cli.naming import ALLOW_ARGUMENT, advice, policy_of
 from torchzip.cli.rendering import fitted_table, screen
 from torchzip.errors import printable
@@ -73,11 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
     allowed = policy_of(arguments).globs
     found = tools.scan(arguments.paths, allow=allowed, **reading_options(arguments))
     if arguments.format == "json":
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print_verdict(json.dumps(dataclasses.asdict(found), indent=2))
     elif arguments.format == "sarif":
-        print(json.dumps(as_sarif(found), indent=2))
+        print_verdict(json.dumps(as_sarif(found), indent=2))
     else:
-        print(as_text(found), flush=True)
+        print_verdict(as_text(found))
     status = status_of(found, arguments.fail_on)
     names = [finding.name for finding in found.findings if finding.name is not None]
     if status == BAD and names:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torchzip
 from torchzip import tools
-from torchzip.checkpoint.lazy_tensor import LazyTensor
+from torchzip.checkpoint.lazy_tensor import LazyTensor, is_tensor
 from torchzip.checkpoint.quantities import name_text, share_text
 from torchzip.cli.command import DONE, Command, reading_options
 from torchzip.cli.histogram import can_encode, histogram_lines
@@ -54,7 +54,7 @@ SLICE is numpy's basic indexing, with or without brackets: 0  :10  3,:,::2  -1  
     """,
     arguments={
         "FILE": None,
-        "name": {"metavar": "NAME", "nargs": "?", "default": ""},
+        "name": {"metavar": "NAME", "nargs": "?"},
         "slice": {"metavar": "SLICE", "nargs": "?", "help": "such as 3,:,::2"},
         "--full": "print all elements, up to a million",
         "--stats": "print min, max, mean, std, NaN, inf and a histogram",
@@ -73,13 +73,15 @@ def run(arguments: argparse.Namespace) -> int:
     with (
         torchzip.lazy_load(
             arguments.file,
-            optimizer=arguments.name.startswith("optimizer."),
+            optimizer=(arguments.name or "").startswith("optimizer."),
             **reading_options(arguments),
         ) as checkpoint,
         ErrorPlace(path=checkpoint.path),
     ):
         try:
-            found = look_up(checkpoint, arguments.name)
+            found = checkpoint.root
+            if arguments.name is not None or is_tensor(found):
+                found = look_up(checkpoint, arguments.name or "")
             _show(_chosen(found, index, arguments), arguments)
         except IndexError as error:
             raise ValueError(f"{_title(arguments)}: {error}") from None
@@ -104,7 +106,7 @@ def _chosen(found: Any, index: Any, arguments: argparse.Namespace) -> Any:
     if not wants_numbers:
         return found
     if isinstance(found, OtherTensor):
-        found = dense_of(found, printable(arguments.name))
+        found = dense_of(found, printable(arguments.name or ""))
     tensor = view(found, index)
     if tensor is None:
         asked = "a SLICE" if index is not None else "--stats" if arguments.stats else "--npy"
@@ -138,7 +140,7 @@ def _show(found: Any, arguments: argparse.Namespace) -> None:
 
 def _title(arguments: argparse.Namespace) -> str:
     index = "" if arguments.slice is None else f"[{arguments.slice.strip().strip('[]')}]"
-    return f"{name_text(arguments.name)}{printable(index)}"
+    return f"{name_text(arguments.name or '')}{printable(index)}"
 
 
 def _kind(tensor: LazyTensor) -> str:

@@ -270,7 +270,7 @@ def convert(
         tuple(plan.lost), tuple(plan.refused), tuple(files), tuple(plan.unused),
         plan.tied, overflowed, here, copied, plan.taken,
         tuple(plan.tensors), tuple(files.values()), plan.dequantized,
-        processes,
+        processes, checkpoint.container.notes,
     )  # fmt: skip
 
 

@@ -150,5 +150,7 @@ def _joined(
             for row in report.rows
         ),
         file_nbytes=tuple(nbytes for report in reports.values() for nbytes in report.file_nbytes),
+        dequantized={f"{name}.{k}": how for name, r in each for k, how in r.dequantized.items()},
         jobs=max(report.jobs for report in reports.values()),
+        notes=tuple(f"{name}: {note}" for name, report in each for note in report.notes),
     )  # fmt: skip

@@ -24,7 +24,7 @@ class ConvertReport:
     ``weights`` has chosen. ``rows`` has one row for each of the ``tensors``, and ``file_nbytes``
     the size of each of the ``files``. ``dequantized`` has the weights that were quantized, each
     with its scheme. ``jobs`` is the number of processes of this computer that share the work, this
-    one alone (1) if there is little of it.
+    one alone (1) if there is little of it. ``notes`` say what is odd about the source.
     """
 
     source: str
@@ -45,3 +45,4 @@ class ConvertReport:
     file_nbytes: tuple[int, ...] = field(default=(), repr=False)
     dequantized: dict[str, str] = field(default_factory=dict)
     jobs: int = 1
+    notes: tuple[str, ...] = ()

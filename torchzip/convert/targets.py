@@ -82,6 +82,8 @@ def parse_target(dst: str | os.PathLike[str], name: str = WHOLE_FILES[0]) -> Tar
     if not isinstance(dst, str | os.PathLike):
         raise TypeError(f"dst must be a path, not {type(dst).__name__}")
     path, place = os.fsdecode(dst), place_of(dst)
+    if not path:
+        raise ValueError("the destination is an empty string; the name of a file was expected")
     if is_folder(dst) or path.endswith(("/", os.sep)):
         inside = join(path, name)
         return Target(inside, SafetensorsOutput, index_of(inside), place, makes_folder=True)

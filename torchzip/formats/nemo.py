@@ -55,25 +55,25 @@ class NemoContainer(FileContainer):
         (name,) = (name for name in members if name.removeprefix("./") == WEIGHTS)
         self._member = name
         part = PartSource(source, *members[name], f"{source.name}, {name}")
-        self._inner = open_container(part, limits)
-        if not self._inner.keeps_root:
+        #: The file of torch.save.
+        self.inner = open_container(part, limits)
+        if not self.inner.keeps_root:
             raise UnsupportedError(
-                f"the weights are of format {self._inner.format}; a file of torch.save was "
-                "expected",
+                f"the weights are of format {self.inner.format}; a file of torch.save was expected",
                 path=part.name,
             )
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        return self._inner.read(make_factory)
+        return self.inner.read(make_factory)
 
     def pickles(self) -> Iterator[Pickle]:
-        for each in self._inner.pickles():
+        for each in self.inner.pickles():
             yield each._replace(place=f"{self._member}: {each.place}")
 
     def check_records(self) -> Iterator[RecordCheck]:
-        for check in self._inner.check_records():
+        for check in self.inner.check_records():
             yield check._replace(name=f"{self._member}: {check.name}")
-        self.notes = tuple(dict.fromkeys([*self.notes, *self._inner.notes]))
+        self.notes = tuple(dict.fromkeys([*self.notes, *self.inner.notes]))
 
     def close(self) -> None:
         super().close()

@@ -14,6 +14,7 @@ from torchzip.errors import (
     FormatError,
     TorchZipError,
     UnsupportedError,
+    as_argument,
     listed,
     shown,
 )
@@ -130,13 +131,9 @@ def _zip_again(folder: str) -> str:
     target = f"{name}.pt"
     while os.path.lexists(os.path.join(parent, target)):  # zip would add to what is there
         target = f"new-{target}"
-    words = ["zip", "-0", "-r", *map(_as_argument, (target, name))]
-    change = f"cd {shlex.quote(_as_argument(parent))} && " if parent else ""
+    words = ["zip", "-0", "-r", *map(as_argument, (target, name))]
+    change = f"cd {shlex.quote(as_argument(parent))} && " if parent else ""
     return f"Zip its folder again, without compression: {change}{shlex.join(words)}"
-
-
-def _as_argument(path: str) -> str:
-    return os.path.join(os.curdir, path) if path.startswith("-") else path
 
 
 def zip_error(error: ArchiveError, source: Source, limits: Limits) -> TorchZipError:

@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy import Checkpoint, place_beside
 from torchzip.container.json_objects import parse_json
 from torchzip.errors import FormatError, shown
 from torchzip.limits import DEFAULT_LIMITS, Limits
@@ -181,10 +181,11 @@ def config_beside(checkpoint: Checkpoint) -> QuantizationConfig:
         raw = checkpoint.beside(name)
         if raw is None:
             continue
-        values = parse_json(raw, "the config", name, limits=checkpoint.limits)
+        place = place_beside(checkpoint, name)
+        values = parse_json(raw, "the config", place, limits=checkpoint.limits)
         found = _config_in(values)
         if found is not None:
-            return QuantizationConfig(found, name)
+            return QuantizationConfig(found, place)
     return QuantizationConfig()
 
 

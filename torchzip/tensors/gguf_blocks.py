@@ -260,3 +260,5 @@ _DECODE: dict[str, Function] = {
 }  # fmt: skip
 #: What rules for dtypes may ask for.
 ENCODED = tuple(_ENCODE)
+#: Those whose numbers can be read.
+DECODED = frozenset(_DECODE)

@@ -15,7 +15,7 @@ from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.meter import Meter, Progress
 from torchzip.convert.rules import Globs, Rules
 from torchzip.convert.selection import Held, select
-from torchzip.dtypes import DTYPES
+from torchzip.dtypes import BLOCKS, DTYPES
 from torchzip.errors import EnoughMemory, ErrorPlace, shown
 from torchzip.files.location import StorageOptions, located
 from torchzip.files.source import File
@@ -34,7 +34,9 @@ from torchzip.tools.elements import (
     content_crc,
     digest,
     once_each,
+    same_codes,
     same_unread,
+    undecoded,
 )
 from torchzip.tools.parts import named_parts
 from torchzip.types import (
@@ -48,7 +50,10 @@ from torchzip.types import (
 
 @dataclass(frozen=True, slots=True)
 class TensorSummary:
-    """What a tensor is, but for its elements. ``kind`` is "dense", "storage", "sparse_coo", ..."""
+    """What a tensor is, but for its elements. ``kind`` is "dense", "storage", "sparse_coo", ...
+
+    ``torch_dtype`` is the GGUF type of one whose numbers are not decoded.
+    """
 
     name: str
     kind: str
@@ -61,8 +66,9 @@ class TensorChange:
     """A tensor that both have and that is not the same.
 
     ``what`` has one or more of "kind", "dtype", "shape" and "form" (what else a tensor that is not
-    dense is made of); or it is "values" alone, and ``values`` says how they differ. ``part``
-    is the part of a tensor that is not dense, such as "indices" or "indices.0".
+    dense is made of); or it is "codes" alone, of a GGUF type that is not decoded; or it is "values"
+    alone, and ``values`` says how they differ. ``part`` is the part of a tensor that is not dense,
+    such as "indices" or "indices.0".
     """
 
     before: TensorSummary
@@ -239,7 +245,7 @@ class _Side:
             return TensorSummary(name, held.kind, held.torch_dtype, held.shape)
         ((_, spec),) = _parts(held)
         kind = "storage" if isinstance(held, BareStorage) else "dense"
-        return TensorSummary(name, kind, spec.torch_dtype, spec.shape)
+        return TensorSummary(name, kind, undecoded(spec) or spec.torch_dtype, spec.shape)
 
 
 def _parts(held: Comparable) -> list[tuple[str | None, TensorSpec]]:
@@ -352,6 +358,12 @@ class _Comparison:
             what.append("shape")
         if not (what or self._same_form(one, other)):
             what.append("form")
+        if not what and before.torch_dtype in BLOCKS:
+            sides = ((one, self._a.path), (other, self._b.path))
+            located = (Located(_parts(each)[0][1], path, self._work) for each, path in sides)
+            if same_codes(*located):
+                return [], True, False
+            what.append("codes")
         if what:
             return [TensorChange(before, after, tuple(what))], False, False
         found = []
@@ -366,7 +378,9 @@ class _Comparison:
         return found, all_same_bits, is_close
 
     def _same_dtype(self, a: str, b: str) -> bool:
-        return a == b or (self._cast and is_castable(a) and is_castable(b))
+        if self._cast and a in DTYPES and b in DTYPES:  # not types of GGUF
+            return a == b or (is_castable(a) and is_castable(b))
+        return a == b
 
     def _same_form(self, one: Comparable, other: Comparable) -> bool:
         """Return whether two tensors of one kind and shape differ in nothing but elements."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torchzip.checkpoint.structure import Structure
 from torchzip.container import zip_edit
 from torchzip.container.zip_writer import MAX_ALIGNMENT, archive_name, measure
 from torchzip.convert.rules import Globs, RenameRules
-from torchzip.errors import EnoughMemory, TorchZipError, UnsupportedError
+from torchzip.errors import EnoughMemory, TorchZipError, UnsupportedError, as_argument
 from torchzip.files.in_place import InPlaceFile
 from torchzip.files.location import Location, located
 from torchzip.files.platform_calls import let_go
@@ -189,7 +190,8 @@ def _open(file: str | os.PathLike[str], limits: Limits) -> ZipContainer:
         container.close()
         raise UnsupportedError(
             f"a checkpoint of format {container.format}; only files of torch.save since 1.6 are "
-            f"edited. Convert it first: torchzip convert {container.name} new.pt",
+            f"edited. Convert it first: torchzip convert "
+            f"{shlex.quote(as_argument(container.name))} new.pt",
             path=container.name,
         )
     return container

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import ErrorPlace, UnsupportedError
 from torchzip.tensors.casts import CastStorage, whole_items
+from torchzip.tensors.gguf_blocks import DECODED
 from torchzip.tensors.numpy_dtypes import complex_values, numpy_dtype
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec, contiguous_stride
@@ -160,7 +161,7 @@ def compare_elements(a: Located, b: Located, tolerance: Tolerance = EXACT) -> Co
         If the bytes are damaged, as far as that shows.
     """
     shape = a.spec.shape
-    if 0 in shape or _same_codes(a, b):
+    if 0 in shape or same_codes(a, b):
         return Compared(None, True)
     # Where both repeat one element, so does the difference.
     once = tuple(
@@ -190,7 +191,13 @@ def compare_elements(a: Located, b: Located, tolerance: Tolerance = EXACT) -> Co
     return Compared(difference, False)
 
 
-def _same_codes(a: Located, b: Located) -> bool:
+def undecoded(spec: TensorSpec) -> str | None:
+    """Return the GGUF type of a tensor whose numbers are not decoded; None for any other."""
+    block = spec.storage.block
+    return None if block is None or block in DECODED else block
+
+
+def same_codes(a: Located, b: Located) -> bool:
     """Return whether two tensors have the same codes of GGUF, which need not be decoded."""
     one, other = a.spec.storage, b.spec.storage
     lie_alike = (a.spec.shape, a.spec.stride, a.spec.storage_offset) == (
@@ -209,9 +216,16 @@ def _same_codes(a: Located, b: Located) -> bool:
 
 
 def digest(tensor: Located) -> bytes:
-    """Return 32 bytes that stand for a tensor's elements, each broadcast one taken once."""
+    """Return 32 bytes that stand for a tensor's elements, each broadcast one taken once.
+
+    Where these are not decoded, its codes stand for them.
+    """
     spec = tensor.spec
     made = hashlib.blake2b(digest_size=32)
+    if undecoded(spec):
+        for block in spec.storage.stored.blocks():
+            made.update(block.data)
+        return made.digest()
     axes = list(range(len(spec.shape)))
     for block in _blocks(tensor, once_each(spec), spec.torch_dtype, axes):
         made.update(block.data)

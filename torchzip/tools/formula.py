@@ -10,8 +10,17 @@ from typing import Any
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d]\w*)|(?P<sign>[-+*/()]))"
 )
+
+
+def _divided(value: Any, by: Any) -> Any:
+    """Return a quotient. A number of 0 divides no tensor either, which would be all inf and NaN."""
+    if isinstance(by, float) and by == 0:
+        raise ZeroDivisionError
+    return value / by
+
+
 _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": _divided,
 }  # fmt: skip
 #: Parentheses and signs inside one another.
 _MOST_NESTED = 50

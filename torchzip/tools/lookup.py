@@ -8,6 +8,7 @@ from typing import Any
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.plain_values import flat_values
+from torchzip.checkpoint.quantities import count_text
 from torchzip.checkpoint.walk import children
 from torchzip.errors import LimitError, TensorNotFoundError, shown
 from torchzip.types import OtherTensor, Parameter, Storage
@@ -40,8 +41,9 @@ def look_up(checkpoint: Checkpoint, name: str) -> Any:
         known += flat_values(checkpoint.root, checkpoint.limits)
     near = difflib.get_close_matches(name, known[:_MOST_NAMES], 3)
     hint = f"; did you mean {' or '.join(map(shown, near))}?" if near else ""
+    count = count_text(len(checkpoint), "tensor")
     raise TensorNotFoundError(
-        f"no tensor or value is called {shown(name)}, of {len(checkpoint):,} tensors{hint}",
+        f"no tensor or value is called {shown(name)}, of {count}{hint}",
         path=checkpoint.path,
     )
 

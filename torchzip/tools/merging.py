@@ -201,9 +201,6 @@ def _merge(
     limits: Limits | None = options.pop("limits", None)
     storage_options: StorageOptions = options.get("storage_options")
     rules = Rules(include=options.get("include"), exclude=options.get("exclude"))
-    problems: list[str] = []
-    kept: dict[str, str] = {}
-    made: dict[Any, tuple[str, LazyTensor]] = {}
     with contextlib.ExitStack() as opened:
         checkpoints = [
             opened.enter_context(Checkpoint(path, limits=limits, storage_options=storage_options))
@@ -211,62 +208,103 @@ def _merge(
         ]
         labels = [f"{label} ({checkpoint.path})" for label, checkpoint in
                   zip(sources, checkpoints, strict=True)]  # fmt: skip
-        first = checkpoints[0]
-        tensors_of = [_named(checkpoint) for checkpoint in checkpoints]
-        specs: list[tuple[LazyTensor, LazyTensor]] = []
-        for name, held in tensors_of[0].items():
-            if not rules.keeps(name):
-                continue
-            reason = _kept_reason(first, name, held)
-            if reason:
-                kept[name] = reason
-                continue
-            present, tensors = [], []
-            for number, named in enumerate(tensors_of):
-                other = named.get(name)
-                if other is None:
-                    problems.append(f"{name} is not in {labels[number]}")
-                elif not _matches(held, other):
-                    kept[name] = f"{_look(other)} in {labels[number]}"
-                    problems.append(f"{name} is {_look(held)}, and {kept[name]}")
-                else:
-                    present.append(number)
-                    tensors.append(other)
-            if name in kept:
-                continue
-            own = layout(held.spec)
-            if own in made and held.spec.numel:  # tied, and it stays so
-                before, found = made[own]
-                problems += _untied(before, name, tensors_of, labels)
-                specs.append((held, found))
-                continue
-            result = make(name, tensors, present)
-            if isinstance(result, str):
-                kept[name] = result
-                found = tensors[-1] if result.startswith("of the last") else held
-            else:
-                found = result
-            made[own] = name, found
-            specs.append((held, found))
-        left_out = [
-            name
-            for named in tensors_of[1:]
-            for name in named
-            if name not in tensors_of[0] and rules.keeps(name)
-        ]
-        problems += [f"{name} is not in {labels[0]}" for name in dict.fromkeys(left_out)]
-        if problems and not partial:
-            raise ValueError(_listed(problems))
+        matched = _Matched(labels, list(map(_named, checkpoints)), rules)
+        pairs = _replacements(checkpoints[0], matched, make)
+        left_out = matched.left_out()
+        if matched.problems and not partial:
+            raise ValueError(_listed(matched.problems))
         # The tensors of the first source's object are what is written in their places.
         computed = 0
-        for held, found in specs:
+        for held, found in pairs:
             spec = held.spec
             computed += found is not held
             held.spec = found.spec.replace(
                 is_parameter=spec.is_parameter, requires_grad=spec.requires_grad
             )
-        report = convert(first, dst, **options)
-    return Merged(report, computed, tuple(counters), kept, tuple(dict.fromkeys(left_out)))
+        report = convert(checkpoints[0], dst, **options)
+    return Merged(report, computed, tuple(counters), matched.kept, left_out)
+
+
+def _replacements(
+    first: Checkpoint,
+    matched: _Matched,
+    make: Callable[[str, list[LazyTensor], list[int]], LazyTensor | str],
+) -> list[tuple[LazyTensor, LazyTensor]]:
+    """Return the tensors of the first source, each with what takes its place."""
+    made: dict[Any, tuple[str, LazyTensor]] = {}
+    pairs: list[tuple[LazyTensor, LazyTensor]] = []
+    for name, held in matched.first.items():
+        reason = _kept_reason(first, name, held)
+        if reason:
+            matched.kept[name] = reason
+            continue
+        tensors = matched.of_all(name, held)
+        if not tensors:
+            continue
+        own = layout(held.spec)
+        if own in made and held.spec.numel:  # tied, and it stays so
+            before, found = made[own]
+            matched.see_tie(before, name)
+            pairs.append((held, found))
+            continue
+        result = make(name, list(tensors.values()), list(tensors))
+        if isinstance(result, str):
+            matched.kept[name] = result
+            last = list(tensors.values())[-1]
+            result = last if result.startswith("of the last") else held
+        made[own] = name, result
+        pairs.append((held, result))
+    return pairs
+
+
+class _Matched:
+    """The tensors of several sources by name, and in ``problems`` what does not match.
+
+    ``kept`` are those of the first source that are taken as they are, each with the reason.
+    """
+
+    def __init__(
+        self, labels: Sequence[str], tensors_of: Sequence[Mapping[str, Any]], rules: Rules
+    ) -> None:
+        self._labels = labels
+        self._tensors_of = tensors_of
+        self._rules = rules
+        self.first = {name: held for name, held in tensors_of[0].items() if rules.keeps(name)}
+        self.problems: list[str] = []
+        self.kept: dict[str, str] = {}
+
+    def of_all(self, name: str, held: LazyTensor) -> dict[int, LazyTensor]:
+        """Return the tensors of a name by the numbers of their sources; {} if they do not match."""
+        tensors: dict[int, LazyTensor] = {}
+        for number, (label, named) in enumerate(zip(self._labels, self._tensors_of, strict=True)):
+            other = named.get(name)
+            if other is None:
+                self.problems.append(f"{name} is not in {label}")
+            elif not _matches(held, other):
+                self.kept[name] = f"{_look(other)} in {label}"
+                self.problems.append(f"{name} is {_look(held)}, and {self.kept[name]}")
+            else:
+                tensors[number] = other
+        return {} if name in self.kept else tensors
+
+    def see_tie(self, before: str, name: str) -> None:
+        """Look for sources in which two names are two tensors; the first has one."""
+        for label, named in zip(self._labels, self._tensors_of, strict=True):
+            pair = [named.get(each) for each in (before, name)]
+            held = [each.spec for each in pair if isinstance(each, LazyTensor)]
+            if len(held) == 2 and layout(held[0]) != layout(held[1]):
+                self.problems.append(f"{name} is tied to {before}, and is not in {label}")
+
+    def left_out(self) -> tuple[str, ...]:
+        """Return the names that the first source does not have."""
+        names = dict.fromkeys(
+            name
+            for named in self._tensors_of[1:]
+            for name in named
+            if name not in self._tensors_of[0] and self._rules.keeps(name)
+        )
+        self.problems += [f"{name} is not in {self._labels[0]}" for name in names]
+        return tuple(names)
 
 
 def _named(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -299,19 +337,6 @@ def _matches(held: LazyTensor, other: Any) -> bool:
     """Return whether two tensors have one shape, and numbers of one kind."""
     kinds = [DTYPES[each.torch_dtype].kind for each in (held, other)]
     return isinstance(other, LazyTensor) and other.shape == held.shape and kinds[0] == kinds[1]
-
-
-def _untied(
-    before: str, name: str, tensors_of: Sequence[Mapping[str, Any]], labels: Sequence[str]
-) -> list[str]:
-    """Return a line for each source in which two names are two tensors; the first has one."""
-    lines = []
-    for named, label in zip(tensors_of, labels, strict=True):
-        pair = [named.get(each) for each in (before, name)]
-        held = [each.spec for each in pair if isinstance(each, LazyTensor)]
-        if len(held) == 2 and layout(held[0]) != layout(held[1]):
-            lines.append(f"{name} is tied to {before}, and is not in {label}")
-    return lines
 
 
 def _listed(problems: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchzip.checkpoint.lazy import Checkpoint, checkpoint_of
@@ -10,10 +10,11 @@ from torchzip.checkpoint.lazy_tensor import storages_of
 from torchzip.checkpoint.outline import Outline, outline
 from torchzip.checkpoint.roles import Role, find_roles
 from torchzip.container.zip_extra import PADDING, ZIP64, all_fields
-from torchzip.container.zip_layout import LOCAL, STORED
+from torchzip.container.zip_layout import LOCAL
 from torchzip.container.zip_reader import Entry, ZipReader
 from torchzip.convert.casting import inner_tensors
 from torchzip.formats.base import FileContainer, FolderContainer
+from torchzip.formats.nemo import NemoContainer
 from torchzip.formats.npz import NpzContainer
 from torchzip.formats.rank_files import RankFilesContainer
 from torchzip.formats.sharded import ShardedContainer
@@ -79,7 +80,7 @@ def account_of(checkpoint: Checkpoint, found: Outline, kinds: Mapping[str, str])
     """Return what the bytes of a checkpoint are for; ``kinds`` says it of tensors by their names.
 
     Of a deflated storage the parts that no tensor reaches are not told apart: its bytes in the
-    file are not those of its elements.
+    file are not those of its elements. Headers of records are read, one by one.
 
     Raises
     ------
@@ -90,19 +91,26 @@ def account_of(checkpoint: Checkpoint, found: Outline, kinds: Mapping[str, str])
     if isinstance(container, ShardedContainer):
         made.size = container.index_nbytes
         made.add("index of shards", container.index_nbytes)
-        for shard in container.shards:
-            its = checkpoint_of(shard, checkpoint.limits)
-            _add_file(made, its, outline(its, plain=False), kinds)
-    elif isinstance(container, RankFilesContainer):
-        for file in container.containers.values():
-            its = checkpoint_of(file, checkpoint.limits)
-            inside = outline(its, plain=False)
-            _add_file(made, its, inside, kinds_of(find_roles(its.root, inside), inside))
-    elif isinstance(container, FileContainer):
-        _add_file(made, checkpoint, found, kinds)
-    else:
+    elif isinstance(container, FolderContainer) and not isinstance(container, RankFilesContainer):
         _add_folder(made, checkpoint, kinds)
+    for counted in _files(made, checkpoint, found, kinds):
+        counted.add_all()
     return made
+
+
+def unreached_of(checkpoint: Checkpoint, found: Outline) -> list[Unreached]:
+    """Return the storages with bytes that no tensor reaches, as `account_of` finds them.
+
+    They follow from the structure: neither data nor the header of a record is read.
+
+    Raises
+    ------
+    TorchZipError, OSError
+    """
+    made = Account()
+    for counted in _files(made, checkpoint, found, {}):
+        counted.add_storages()
+    return made.unreached
 
 
 def _add_folder(made: Account, checkpoint: Checkpoint, kinds: Mapping[str, str]) -> None:
@@ -124,27 +132,22 @@ def _add_folder(made: Account, checkpoint: Checkpoint, kinds: Mapping[str, str])
     made.add("pickles, headers and padding", around, len(own))
 
 
-def _add_file(
+def _files(
     made: Account, checkpoint: Checkpoint, found: Outline, kinds: Mapping[str, str]
-) -> None:
+) -> Iterator[_Counted]:
+    """Yield the files of a checkpoint whose storages are records of them; others have none."""
     container = checkpoint.container
-    assert isinstance(container, FileContainer)
-    made.size += container.source.size
-    counted = _Counted(made, checkpoint, found, kinds)
-    if isinstance(container, ZipContainer):
-        counted.add_zip(container.archive)
-        return
-    data = 0
-    for record, storage in counted.opened.items():
-        if isinstance(container, NpzContainer) and isinstance(storage, StreamStorage):
-            nbytes = container.archive.entry(record).compressed_nbytes
-            counted.add_deflated(record, storage, nbytes)
-        else:
-            nbytes = storage.stored.nbytes
-            counted.add_storage(record, storage, nbytes)
-        data += nbytes
-    made.add("dead bytes", container.source.size - container.end)
-    made.add(container.overhead, container.end - data)
+    if isinstance(container, ShardedContainer):
+        for shard in container.shards:
+            its = checkpoint_of(shard, checkpoint.limits)
+            yield _Counted(made, its, outline(its, plain=False), kinds)
+    elif isinstance(container, RankFilesContainer):
+        for file in container.containers.values():
+            its = checkpoint_of(file, checkpoint.limits)
+            inside = outline(its, plain=False)
+            yield _Counted(made, its, inside, kinds_of(find_roles(its.root, inside), inside))
+    elif isinstance(container, FileContainer):
+        yield _Counted(made, checkpoint, found, kinds)
 
 
 class _Counted:
@@ -153,14 +156,17 @@ class _Counted:
     def __init__(
         self, account: Account, checkpoint: Checkpoint, found: Outline, kinds: Mapping[str, str]
     ) -> None:
+        container = checkpoint.container
+        assert isinstance(container, FileContainer)
         self.account = account
-        self.opened: dict[str, TensorStorage] = {}
+        self._container = container
+        self._opened: dict[str, TensorStorage] = {}
         self._specs: dict[str, list[TensorSpec]] = {}
         #: Those that are in the object by themselves, so that all their bytes can be reached.
         self._whole: set[str] = set()
         for held in inner_tensors([checkpoint.root, *checkpoint.constants]).values():
             record = held.storage.record or ""
-            self.opened[record] = held.storage
+            self._opened[record] = held.storage
             if isinstance(held, BareStorage):
                 self._whole.add(record)
             else:
@@ -175,45 +181,70 @@ class _Counted:
                 if record not in self._kinds or kind == TENSORS:
                     self._kinds[record] = kind
 
-    def add_storage(self, record: str, storage: TensorStorage, nbytes: int) -> None:
-        """Add the ``nbytes`` of a storage that lie in the file as they are.
+    def add_storages(self) -> int:
+        """Add the storages; return the bytes of the file that they take. It reads none of them.
 
-        Those may be fewer than it has: an archive of torch.export can leave out zeros.
+        Those that the file does not have are left out: zeros that torch.export wrote no bytes for,
+        and what is in an archive inside of a record.
         """
+        container = self._container
+        inside = container.inner if isinstance(container, NemoContainer) else container
+        archive = inside.archive if isinstance(inside, ZipContainer | NpzContainer) else None
+        whole = 0
+        for record, storage in self._opened.items():
+            if isinstance(container, ZipContainer) and record not in container.archive:
+                continue
+            if archive is not None and isinstance(storage, StreamStorage):
+                nbytes = archive.entry(record).compressed_nbytes
+                self._add_deflated(record, storage, nbytes)
+            else:
+                nbytes = storage.stored.nbytes
+                self._add_storage(record, storage, nbytes)
+            whole += nbytes
+        return whole
+
+    def _add_storage(self, record: str, storage: TensorStorage, nbytes: int) -> None:
+        """Add a storage whose ``nbytes`` lie in the file as they are."""
         made, name = self.account, self._names.get(record, record)
         made.storages.append((storage, name))
-        reached: int | None = storage.nbytes
+        reached: int | None = nbytes
         if record not in self._whole and storage.block is None:
-            reached = reached_nbytes(self._specs[record], storage.nbytes)
+            reached = reached_nbytes(self._specs[record], nbytes)
         if reached is None:
             made.notes.append(f"{record}: its tensors have strides whose union would take too long")
-            reached = storage.nbytes
-        left = max(0, nbytes - reached)
-        made.add(self._kinds.get(record, TENSORS), nbytes - left)
+            reached = nbytes
+        left = nbytes - reached
+        made.add(self._kinds.get(record, TENSORS), reached)
         if left:
             made.add("bytes that no tensor reaches", left)
             made.unreached.append(Unreached(name, record, left, nbytes))
 
-    def add_deflated(self, record: str, storage: TensorStorage, nbytes: int) -> None:
+    def _add_deflated(self, record: str, storage: TensorStorage, nbytes: int) -> None:
         """Add a storage that takes ``nbytes`` of the file, which are not those of its elements."""
         self.account.storages.append((storage, self._names.get(record, record)))
         self.account.add(f"{self._kinds.get(record, TENSORS)}, deflated", nbytes)
 
-    def add_zip(self, archive: ZipReader) -> None:
+    def add_all(self) -> None:
+        """Add all bytes of the file: of an archive the headers of its records are read for that."""
+        made, container = self.account, self._container
+        made.size += container.source.size
+        data = self.add_storages()
+        if isinstance(container, ZipContainer):
+            self._add_around(container.archive)
+        else:
+            made.add("dead bytes", container.source.size - container.end)
+            made.add(container.overhead, container.end - data)
+
+    def _add_around(self, archive: ZipReader) -> None:
+        """Add what an archive has beside storages."""
         made = self.account
         at = 0
         entries = sorted(map(archive.entry, archive), key=lambda each: each.header_offset)
         for entry in entries:
-            name = entry.name
             made.add("dead bytes", entry.header_offset - at)
             at = _add_entry(made, archive, entry)
-            storage = self.opened.get(name)
-            if storage is None:
-                made.add(_kind_of_record(name), entry.compressed_nbytes)
-            elif entry.method == STORED:
-                self.add_storage(name, storage, entry.nbytes)
-            else:
-                self.add_deflated(name, storage, entry.compressed_nbytes)
+            if entry.name not in self._opened:
+                made.add(_kind_of_record(entry.name), entry.compressed_nbytes)
         directory = max(entry.end for entry in entries)
         made.add("dead bytes", directory - at)
         made.add("directory", archive.source.size - directory)

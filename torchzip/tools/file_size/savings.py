@@ -13,7 +13,7 @@ from torchzip.convert.outputs.registry import output_of
 from torchzip.convert.plan import make_plan
 from torchzip.convert.rules import Rules
 from torchzip.convert.targets import parse_target
-from torchzip.errors import TorchZipError, is_printable
+from torchzip.errors import TorchZipError, as_argument, is_printable
 from torchzip.files.location import Location
 from torchzip.limits import Limits
 
@@ -61,7 +61,7 @@ def saving_of(file: str | os.PathLike[str], size: int, idea: Idea, limits: Limit
     for glob in globs:
         options += [f"--exclude={glob}"] if glob.startswith("-") else ["--exclude", glob]
     options += ["--dtype", idea.dtype] if idea.dtype else []
-    words = ["torchzip", "convert", _as_argument(path), _as_argument(target), *options]
+    words = ["torchzip", "convert", as_argument(path), as_argument(target), *options]
     if plan.nbytes >= size or plan.unused or not all(map(is_printable, words)):
         return None
     return Saving(
@@ -72,10 +72,6 @@ def saving_of(file: str | os.PathLike[str], size: int, idea: Idea, limits: Limit
         is_lossy=idea.dtype is not None,
         not_carried=tuple(plan.lost),
     )
-
-
-def _as_argument(path: str) -> str:
-    return os.path.join(os.curdir, path) if path.startswith("-") else path
 
 
 def _target(path: str, idea: Idea) -> str:

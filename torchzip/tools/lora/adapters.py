@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchzip.checkpoint.lazy import Checkpoint
+from torchzip.checkpoint.lazy import Checkpoint, place_beside
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.json_objects import parse_json
 from torchzip.errors import FormatError, UnsupportedError, shown
@@ -206,7 +206,8 @@ def open_adapter(
         raw = checkpoint.beside(_CONFIG)
         config = None
         if raw is not None:
-            config = parse_json(raw, "the config", _CONFIG, limits=checkpoint.limits)
+            place = place_beside(checkpoint, _CONFIG)
+            config = parse_json(raw, "the config", place, limits=checkpoint.limits)
         return checkpoint, Adapter(dict(checkpoint.items()), config, checkpoint.path)
     except BaseException:
         checkpoint.close()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torchzip.checkpoint.destination import refuse_other_format
 from torchzip.checkpoint.lazy import Checkpoint, VerifyReport, checkpoint_of
 from torchzip.checkpoint.lazy_tensor import (
     LazyFactory,
@@ -114,6 +115,8 @@ def repair(
     ------
     FileExistsError
         If ``out`` is there already and ``overwrite`` is false.
+    ValueError
+        If ``out`` has the suffix of a format that is not written here, or is a URL.
     TorchZipError
         If nothing can be recovered; nothing is written then.
     OSError
@@ -135,6 +138,8 @@ def repair(
     limits = check_options("keep", limits)
     broken = located(broken, storage_options)
     out = os.fsdecode(out)
+    if not out.lower().endswith(SafetensorsOutput.suffixes):
+        refuse_other_format(out)
     if isinstance(located(out), Location):
         raise ValueError(f"{located(out).name}: what is repaired is written to this computer")
     if not overwrite:
@@ -181,9 +186,8 @@ def _write(root: Any, checkpoint: Checkpoint, told: Repaired, out: str) -> Repai
     else:
         notes = []
         if checkpoint.metadata:
-            notes.append(
-                "the metadata of the safetensors file is left out; a .pt has no place for it"
-            )
+            what = f"the metadata of a {checkpoint.format} checkpoint"
+            notes.append(f"{what} is left out; a .pt has no place for it")
         try:
             save(root, out)
         except (TypeError, ValueError) as error:

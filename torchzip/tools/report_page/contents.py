@@ -18,7 +18,7 @@ from torchzip.formats.base import FileContainer
 from torchzip.limits import Limits
 from torchzip.tools.element_statistics import Statistics, statistics
 from torchzip.tools.elements import Work
-from torchzip.tools.file_size.accounts import Unreached, account_of
+from torchzip.tools.file_size.accounts import Unreached, unreached_of
 from torchzip.tools.global_names import GlobalName, global_names
 from torchzip.tools.torch_verdict.verification import Verified, verified
 
@@ -81,11 +81,7 @@ def read_contents(
                 verified_as = verified(checkpoint, file, _after(before, progress))
             except TorchZipError as error:
                 damage = _without_path(error)
-        unreached: list[Unreached] = []
-        try:
-            unreached = account_of(checkpoint, found, {}).unreached
-        except TorchZipError as error:  # headers of records, which nothing else reads
-            damage = damage or _without_path(error)
+        unreached = unreached_of(checkpoint, found)
     return Contents(
         file=os.path.basename(os.path.normpath(found.path)) or found.path,
         label=container.label,

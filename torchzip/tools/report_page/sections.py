@@ -322,7 +322,9 @@ def verification(contents: Contents) -> str:
     ):
         if names:
             told.append((what, some_of([f"<code>{escaped(name)}</code>" for name in names], 10)))
-    told += [("Note", escaped(note, 400)) for note in found.notes]
+    told += [
+        ("Note", escaped(note, 400)) for note in found.notes if note not in contents.outline.notes
+    ]
     return section("verification", "Verification", facts(told, "facts"))
 
 

@@ -8,6 +8,7 @@ tensors.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 from collections.abc import Iterable, Sequence
@@ -81,7 +82,12 @@ def parse_policy(allow: str | os.PathLike[str] | Iterable[str] | None) -> Policy
     if isinstance(allow, str) and allow in PRESETS:
         return Policy([_PRESET + allow])
     if isinstance(allow, str | os.PathLike):
-        with open(allow, encoding="utf-8") as file:
+        try:
+            file = open(allow, encoding="utf-8")  # noqa: SIM115
+        except FileNotFoundError:
+            what = f"No such file, and no preset: {', '.join(PRESETS)} are"
+            raise FileNotFoundError(errno.ENOENT, what, os.fsdecode(allow)) from None
+        with file:
             return Policy(file)
     return Policy(allow)
 

@@ -9,6 +9,7 @@ all else is a finding, also what cannot be read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def scan(
     Raises
     ------
     OSError
-        If a path is not there, a folder cannot be listed, or the policy cannot be read.
+        If a path is not there, a folder of a store cannot be listed, or the policy cannot be read.
     FormatError
         If an object in a store has a name such as ``a//b`` or ``../b``.
 
@@ -155,13 +156,19 @@ def scan(
 
 
 def _files(path: str) -> Iterator[str]:
-    """Yield the files of a path, in order, and directories that are distributed checkpoints."""
+    """Yield the files of a path, in order, and directories that are distributed checkpoints.
+
+    Directories that cannot be listed come last, so that they are not taken for empty ones.
+    """
     if not os.path.isdir(path):
         os.stat(path)
         yield path
         return
     root = os.path.realpath(path)
-    for folder, folders, names in os.walk(path):
+    unread: list[str] = []
+    for folder, folders, names in os.walk(
+        path, onerror=lambda error: unread.append(error.filename)
+    ):
         folders.sort()
         if any(map(is_metadata, names)):
             yield folder
@@ -171,6 +178,7 @@ def _files(path: str) -> Iterator[str]:
             is_inside = os.path.realpath(file).startswith(os.path.join(root, ""))
             if is_inside and os.path.isfile(file):
                 yield file
+    yield from unread
 
 
 def _objects(location: Location) -> Iterator[Location]:
@@ -179,6 +187,8 @@ def _objects(location: Location) -> Iterator[Location]:
         yield location
         return
     top, paths = list_files(location)
+    if not paths:  # a store has no empty folders: the name is wrong
+        raise FileNotFoundError(errno.ENOENT, "No object is below this URL", location.name)
     for path in paths:  # what a URL has of it would lead to another object
         for name in path.split("/"):
             check_plain_name(name, location.name)
