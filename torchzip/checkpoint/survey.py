@@ -89,8 +89,7 @@ class _Link:
         self.depth = self.length = 0
         if before is not None:
             self.depth = before.depth + 1
-            length = len(key) + len(repr(key)) + 3 if type(key) is str else _KEY_LENGTH
-            self.length = before.length + length
+            self.length = before.length + _step_length(key)
 
     def __str__(self) -> str:
         keys = []
@@ -104,6 +103,11 @@ class _Link:
 
 #: Characters that a key which is not a string takes in names and places, if it is plain.
 _KEY_LENGTH = 64
+
+
+def _step_length(key: Any) -> int:
+    """Return how many characters a key takes in a name and in a place."""
+    return len(key) + len(repr(key)) + 3 if type(key) is str else _KEY_LENGTH
 
 
 #: The key of what is inside an object and has no name there: it counts, and is not shown.
@@ -152,6 +156,9 @@ class Survey:
         self._todo: list[tuple[Any, _Link]] = [(root, _Link())]
         self._links: dict[int, _Link] = {}
         self._holders: list[tuple[Iterable[Any], Iterable[Any], _Link]] = []
+        self._seen: set[int] = set()
+        # Those of the dicts that `_add_dicts` has added.
+        self._outer: list[tuple[Collection[Any], Collection[dict[str, Array]], _Link]] = []
         self._alive: list[Any] = []  # so that ids stay
         self.is_too_deep = False
         # What bears on the flat names, and on keys: see `is_plain`.
@@ -182,7 +189,7 @@ class Survey:
     # -- going over the tree -----------------------------------------------------------------
 
     def _find(self) -> None:
-        seen: set[int] = set()
+        seen = self._seen
         most = _DEPTHS * sys.getrecursionlimit()
         todo = self._todo
         while todo:
@@ -261,7 +268,7 @@ class Survey:
             self._arrays += values
             if key_kinds == _STRINGS:
                 return
-        elif not kinds <= _WITHOUT_ARRAYS:
+        elif not (kinds <= _WITHOUT_ARRAYS or self._add_dicts(keys, values, kinds, link)):
             found = []
             for key, value in zip(keys, values, strict=True):
                 kind = type(value)
@@ -277,6 +284,37 @@ class Survey:
             self._todo += reversed(found)
         if not is_sequence and not key_kinds <= _WITHOUT_ARRAYS:
             self._todo += [(key, link) for key in keys if type(key) not in _WITHOUT_ARRAYS]
+
+    def _add_dicts(
+        self, keys: Collection[Any], dicts: Collection[Any], kinds: set[type], link: _Link
+    ) -> bool:
+        """Add dicts of arrays under strings, such as the states of an optimizer, all at once.
+
+        Return False, having done nothing, if they are something else.
+        """
+        if kinds != _DICTS:
+            return False
+        ids = set(map(id, dicts))
+        arrays = [array for inside in dicts for array in inside.values()]
+        names = [name for inside in dicts for name in inside]
+        if (
+            set(map(type, arrays)) != _ARRAYS
+            or set(map(type, names)) != _STRINGS
+            or len(ids) < len(dicts)
+            or not self._seen.isdisjoint(ids)
+        ):
+            return False
+        self._seen |= ids
+        self._alive += dicts
+        self._arrays += arrays
+        self._outer.append((keys, dicts, link))
+        self._depth = max(self._depth, link.depth + 1)
+        self._names += len(names)
+        self._names_length += 2 * _quoted_length(names, {str}) + sum(
+            (link.length + _step_length(key)) * len(inside)
+            for key, inside in zip(keys, dicts, strict=True)
+        )
+        return True
 
     def _take_apart(self, value: Any, link: _Link) -> None:
         """Take an object apart for the first pass, and keep the parts for the second."""
@@ -328,7 +366,12 @@ class Survey:
     def _paths(self) -> dict[int, str]:
         """Return what messages call arrays, by identity."""
         links = dict(self._links)
-        for keys, values, link in self._holders:
+        inner = [
+            (inside.keys(), inside.values(), _Link(link, key))
+            for keys, dicts, link in self._outer
+            for key, inside in zip(keys, dicts, strict=True)
+        ]
+        for keys, values, link in [*self._holders, *inner]:
             for key, value in zip(keys, values, strict=True):
                 array = value.data if type(value) is Parameter else value
                 links.setdefault(id(array), _Link(link, key))
@@ -531,6 +574,7 @@ _WITHOUT_ARRAYS = frozenset(
 )
 _ARRAYS = {np.ndarray}
 _STRINGS = {str}
+_DICTS = {dict}
 #: In a flat dict of these alone the keys are the names, however many and whatever is tied.
 _TENSORS = frozenset([np.ndarray, LazyTensor, EarlyTensor, Parameter])
 #: Keys that no reader looks at, if there are not more in a dict.
