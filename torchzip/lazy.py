@@ -10,8 +10,9 @@ An array, or whatever else `save` takes for one, may stand wherever a LazyTensor
 from __future__ import annotations
 
 import math
+import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -20,7 +21,8 @@ import numpy as np
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, tensor_of
 from torchzip.checkpoint.structure import as_tensor
-from torchzip.errors import EnoughMemory
+from torchzip.dtypes import DTYPES
+from torchzip.errors import EnoughMemory, shown
 from torchzip.tensors.arithmetic import broadcast_shape, converted, promoted
 from torchzip.tensors.computed import (
     ComputedStorage,
@@ -30,8 +32,8 @@ from torchzip.tensors.computed import (
     operand_of,
 )
 from torchzip.tensors.functions import UserFunction, takes_rows
-from torchzip.tensors.numpy_dtypes import parse_torch_dtype
-from torchzip.tensors.specs import TensorSpec
+from torchzip.tensors.numpy_dtypes import has_numpy_dtype, numpy_dtype, parse_torch_dtype
+from torchzip.tensors.specs import TensorSpec, check_shape, whole_numbers
 from torchzip.tensors.views import broadcast_spec, joined, padded, reshaped
 from torchzip.types import OtherTensor
 
@@ -101,16 +103,13 @@ def pad(tensor: Any, shape: Sequence[int], value: complex = 0) -> LazyTensor:
     [[1.0, 1.0, -1.0], [-1.0, -1.0, -1.0]]
     """
     spec = _spec_of(tensor)
-    fill = tensor_of(np.asarray(value, LazyTensor(spec).dtype))
-    if fill is None or fill.torch_dtype != spec.torch_dtype:
-        raise TypeError(f"a tensor of {spec.torch_dtype} cannot be padded: it has no numbers")
-    return LazyTensor(padded(spec, tuple(shape), fill.spec))
+    return LazyTensor(padded(spec, shape, _one_element(value, spec.torch_dtype)))
 
 
 def compute(
     fn: Callable[..., Any],
     *tensors: Any,
-    dtype: str | None = None,
+    dtype: Any = None,
     shape: Sequence[int] | None = None,
     rows: bool = False,
     repeat: Sequence[int] | None = None,
@@ -125,7 +124,7 @@ def compute(
     may be called for any part, in any order, more than once, and in other processes if it pickles;
     numpy's warnings are off.
 
-    * ``dtype`` is torch's name of that of the result; None: what numpy promotes theirs to.
+    * ``dtype`` is that of the result, as in `LazyTensor.to`; None: what numpy promotes theirs to.
     * ``shape`` is that of the result; None: what theirs are broadcast to, with ``rows`` that of the
       first.
     * ``rows``: blocks are whole rows of axis 0, and ``fn`` may have a parameter ``rows`` for the
@@ -149,17 +148,16 @@ def compute(
     >>> compute(lambda w: w / w.max(1, keepdims=True), weight * 2, rows=True)[0].tolist()
     [0.0, 1.0]
     """
-    if not callable(fn):
-        raise TypeError(f"fn must be a function, not {type(fn).__name__}")
-    if not tensors:
-        raise TypeError("compute takes a function and one tensor or more")
-    specs = [_spec_of(each) for each in tensors]
-    target = promoted([each.torch_dtype for each in specs]) if dtype is None else None
-    target = parse_torch_dtype(dtype) if dtype is not None else target
-    assert target is not None
+    specs = _operands(fn, tensors)
+    if dtype is None:
+        target = promoted([each.torch_dtype for each in specs])
+    else:
+        target = parse_torch_dtype(dtype)
     computed = computing_dtype(target)
+    asked = None if shape is None else whole_numbers("a shape", shape)
     if rows:
-        made = specs[0].shape if shape is None else tuple(shape)
+        made = specs[0].shape if asked is None else asked
+        check_shape(made, target)
         if not made or any(not spec.shape for spec in specs):
             raise ValueError("a tensor without dimensions does not have rows")
         count, row = made[0], made[1:]
@@ -167,7 +165,7 @@ def compute(
     else:
         if repeat is not None:
             raise ValueError("repeat says how rows go together; it needs rows=True")
-        made = broadcast_shape([spec.shape for spec in specs]) if shape is None else tuple(shape)
+        made = broadcast_shape([spec.shape for spec in specs]) if asked is None else asked
         specs = [_broadcast(spec, made) for spec in specs]
         count, row = math.prod(made), ()
         every = [1] * len(specs)
@@ -196,7 +194,7 @@ def reduce(fn: Callable[..., A], *tensors: Any, initial: Any = None) -> A:
     >>> reduce(lambda most, block: max(most, abs(block).max()), weight, initial=0).item()
     5.0
     """
-    specs = [_spec_of(each) for each in tensors]
+    specs = _operands(fn, tensors)
     shape = broadcast_shape([spec.shape for spec in specs])
     operands = [
         operand_of(_broadcast(spec, shape), computing_dtype(spec.torch_dtype)) for spec in specs
@@ -274,9 +272,40 @@ def _spec_of(value: Any) -> TensorSpec:
     return made.spec
 
 
-def _of_one_dtype(tensors: Sequence[Any]) -> list[TensorSpec]:
-    if isinstance(tensors, LazyTensor | np.ndarray):
-        raise TypeError("a list of tensors was expected, not one tensor")
+def _operands(fn: Any, tensors: Sequence[Any]) -> list[TensorSpec]:
+    """Return the tensors that a function is called with."""
+    if not callable(fn):
+        raise TypeError(f"fn must be a function, not {type(fn).__name__}")
+    if not tensors:
+        raise TypeError("a function and one tensor or more were expected, not the function alone")
+    return [_spec_of(each) for each in tensors]
+
+
+def _one_element(value: Any, torch_dtype: str) -> TensorSpec:
+    """Return a number as a tensor without dimensions; floats round, and ints must fit."""
+    if isinstance(value, np.generic | np.ndarray) and value.size == 1:
+        value = value.item()
+    if not isinstance(value, int | float | complex):
+        raise TypeError(f"a tensor is padded with a number, not {shown(value)}")
+    if not DTYPES[torch_dtype].has_numbers or not has_numpy_dtype(torch_dtype):
+        raise TypeError(f"a tensor of {torch_dtype} cannot be padded: it has no numbers")
+    is_whole = DTYPES[torch_dtype].kind in ("int", "bool")
+    try:
+        element = np.asarray(value, numpy_dtype(torch_dtype))
+        fits = not is_whole or bool(element == value)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{value} does not go into {torch_dtype}")
+    made = tensor_of(element, torch_dtype)
+    assert made is not None
+    return made.spec
+
+
+def _of_one_dtype(tensors: Iterable[Any]) -> list[TensorSpec]:
+    if isinstance(tensors, LazyTensor | np.ndarray) or not isinstance(tensors, Iterable):
+        found = type(tensors).__name__ if not isinstance(tensors, Iterable) else "one tensor"
+        raise TypeError(f"a list of tensors was expected, not {found}")
     specs = [_spec_of(each) for each in tensors]
     if not specs:
         raise ValueError("there must be one tensor or more")
@@ -285,10 +314,14 @@ def _of_one_dtype(tensors: Sequence[Any]) -> list[TensorSpec]:
     return [converted(spec, dtype) for spec in specs]
 
 
-def _axis(axis: int, ndim: int) -> int:
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"axis {axis} of tensors of {ndim} dimensions")
-    return axis % ndim
+def _axis(axis: Any, ndim: int) -> int:
+    try:
+        at = int(operator.index(axis))
+    except TypeError:
+        raise TypeError(f"an axis is an int, not {shown(axis)}") from None
+    if not -ndim <= at < ndim:
+        raise ValueError(f"axis {at} of tensors of {ndim} dimensions")
+    return at % ndim
 
 
 def _broadcast(spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
@@ -301,6 +334,7 @@ def _broadcast(spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
 
 def _repeats(specs: Sequence[TensorSpec], rows: int, repeat: Sequence[int] | None) -> list[int]:
     """Return how many rows of the result go with one row of each tensor."""
+    repeat = None if repeat is None else whole_numbers("repeat", repeat)
     if repeat is not None and len(repeat) != len(specs):
         raise ValueError(f"repeat has {len(repeat)} numbers for {len(specs)} tensors")
     found = []

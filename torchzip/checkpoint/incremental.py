@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import operator
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +18,8 @@ from torchzip.checkpoint.saving import Archive, reading, warn_refused
 from torchzip.checkpoint.stored_memory import EarlyStorage, StoredMemory
 from torchzip.checkpoint.structure import Structure, as_tensor
 from torchzip.checkpoint.survey import EarlyTensor
-from torchzip.dtypes import DTYPES
-from torchzip.errors import MAX_NDIM, EnoughMemory
+from torchzip.dtypes import ALIASES, DTYPES
+from torchzip.errors import EnoughMemory
 from torchzip.files.crc import crc32 as compute_crc32
 from torchzip.files.location import StorageOptions, located
 from torchzip.files.source import File
@@ -36,9 +34,9 @@ from torchzip.tensors.memory import (
     storage_kind,
     torch_dtype_to_save,
 )
-from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype, torch_dtype_of
+from torchzip.tensors.numpy_dtypes import numpy_dtype, parse_torch_dtype
 from torchzip.tensors.reduce import StorageKeys
-from torchzip.tensors.specs import TensorSpec, contiguous_stride
+from torchzip.tensors.specs import TensorSpec, check_shape, contiguous_stride, whole_numbers
 from torchzip.tensors.storage import Bytes, MeasuredStorage, TensorStorage
 from torchzip.types import OtherTensor, Parameter, QuantizedTensor, TypedArray
 
@@ -114,9 +112,7 @@ class IncrementalWriter:
             elif array_kind(type(array)) in ("torch tensor", "array"):
                 return self.store_early(as_tensor(array, self._store_lazy))
             else:
-                raise TypeError(
-                    f"store_early takes an array or a tensor, not {type(array).__name__}"
-                )
+                raise TypeError(f"an array or a tensor was expected, not {type(array).__name__}")
             place = self._find_early(array, torch_dtype) or self._store_array(array, torch_dtype)
             spec = TensorSpec(
                 torch_dtype, array.shape, place.stride, place.storage_offset, place.storage
@@ -135,7 +131,7 @@ class IncrementalWriter:
         """Write a tensor larger than memory, given as consecutive blocks of its elements.
 
         ``chunks`` yields arrays of ``dtype`` of any shape, whose elements in C order are those of
-        the tensor. ``dtype`` is a numpy dtype or a torch dtype's name.
+        the tensor. ``dtype`` is a dtype of numpy or torch, or its name.
 
         Raises
         ------
@@ -144,18 +140,11 @@ class IncrementalWriter:
             ``shape``. The file cannot be completed then.
         """
         with self._at_work():
-            sizes = tuple(map(operator.index, shape))
-            if any(not 0 <= size <= sys.maxsize for size in sizes):
-                raise ValueError(f"a shape of {sizes}")
-            if len(sizes) > MAX_NDIM:
-                raise ValueError(
-                    f"a shape of {len(sizes)} dimensions; torch and numpy stop at {MAX_NDIM}"
-                )
+            sizes = whole_numbers("a shape", shape)
             chunks = iter(chunks)  # what cannot be gone over is refused before a byte is written
             torch_dtype = _parse_dtype(dtype)
+            check_shape(sizes, torch_dtype)
             nbytes = math.prod(sizes) * DTYPES[torch_dtype].itemsize
-            if nbytes > sys.maxsize:
-                raise ValueError(f"a shape of {sizes}, which no file can hold")
             blocks = _checked_chunks(chunks, torch_dtype, sizes)
             early = self._store(_ChunkStorage(torch_dtype, nbytes, blocks))
             spec = TensorSpec(torch_dtype, sizes, contiguous_stride(sizes), 0, early)
@@ -364,14 +353,11 @@ class _ChunkStorage(MeasuredStorage):
 
 
 def _parse_dtype(dtype: Any) -> str:
-    if isinstance(dtype, str):
-        with contextlib.suppress(ValueError):
-            return parse_torch_dtype(dtype)
-    # None would be float64 for numpy.
-    name = None if dtype is None else torch_dtype_of(np.dtype(dtype))
-    if name is None:
-        raise TypeError(f"torch has no dtype {dtype!r}")
-    return name
+    """Return torch's name of a dtype; numpy's codes, such as ``"<f4"``, are names as well."""
+    with contextlib.suppress(TypeError):
+        if isinstance(dtype, str) and dtype not in ALIASES and dtype not in DTYPES:
+            dtype = np.dtype(dtype)
+    return parse_torch_dtype(dtype)
 
 
 def _checked_chunks(

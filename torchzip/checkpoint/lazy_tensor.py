@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, no_memory
 from torchzip.leaf_types import Parameter
+from torchzip.tensors.array_likes import array_kind, array_of, dense_spec
 from torchzip.tensors.kinds.base import OtherTensor
 from torchzip.tensors.numpy_dtypes import (
     as_dtype,
@@ -163,10 +164,11 @@ class LazyTensor:
 
         return LazyTensor(reshaped(self.spec, _each_or_one_sequence(shape)))
 
-    def to(self, dtype: str) -> LazyTensor:
+    def to(self, dtype: Any) -> LazyTensor:
         """Return the tensor in another dtype, rounded once from what an expression computes.
 
-        Floats round as torch's ``.to()`` does. Ints must fit, or it is an error to read them.
+        ``dtype`` is torch's name of one, or a dtype of numpy, ml_dtypes or torch. Floats round as
+        torch's ``.to()`` does. Ints must fit, or it is an error to read them.
 
         Raises
         ------
@@ -175,8 +177,7 @@ class LazyTensor:
         """
         from torchzip.tensors.arithmetic import converted
 
-        target = parse_torch_dtype(dtype)
-        made = converted(self.spec, target)
+        made = converted(self.spec, parse_torch_dtype(dtype))
         return self if made is self.spec else LazyTensor(made)
 
     def __add__(self, other: Any) -> LazyTensor:
@@ -270,16 +271,20 @@ def _operand(value: Any) -> Any:
     if isinstance(value, int | float | complex):
         return value
     value = data_of(value)
-    if isinstance(value, np.ndarray):
-        value = tensor_of(value)
-    return value.spec if isinstance(value, LazyTensor) else None
+    if isinstance(value, LazyTensor):
+        return value.spec
+    kind = array_kind(type(value))
+    if kind == "torch tensor":
+        return dense_spec(value)
+    if kind == "array":
+        value = array_of(value)
+    made = tensor_of(value) if isinstance(value, np.ndarray) else None
+    return made and made.spec
 
 
 def _each_or_one_sequence(sizes: tuple[int | Sequence[int], ...]) -> Sequence[int]:
     """Return the ints that a call was given one by one, or all in one sequence."""
-    if len(sizes) == 1 and isinstance(sizes[0], Sequence):
-        return sizes[0]
-    return cast(Sequence[int], sizes)
+    return sizes[0] if len(sizes) == 1 and np.iterable(sizes[0]) else cast(Sequence[int], sizes)
 
 
 def _has_ellipsis(key: Any) -> bool:

@@ -61,7 +61,9 @@ class MappedTensors:
                     f"map gives {type(item).__name__} for {name!r}; (name, array) was expected"
                 ) from None
             if not isinstance(new, str):
-                raise TypeError(f"map gives a {type(new).__name__} as a name for {name!r}")
+                raise TypeError(
+                    f"map gives {type(new).__name__} as a name for {name!r}; a string was expected"
+                )
             if new in self._given:
                 raise ValueError(f"map gives {new!r} for {self._given[new][0]!r} and for {name!r}")
             if isinstance(value, LazyTensor):

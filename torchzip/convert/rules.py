@@ -11,12 +11,9 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from torchzip.dtypes import BLOCKS, DTYPES
-from torchzip.errors import shown
 from torchzip.tensors.casts import is_castable
-from torchzip.tensors.numpy_dtypes import parse_torch_dtype, torch_dtype_of
+from torchzip.tensors.numpy_dtypes import dtype_name, parse_torch_dtype
 
 #: One dtype for all floating tensors, or (glob, dtype) rules of which the first match wins. Dtypes
 #: are names, or objects of numpy or torch.
@@ -228,30 +225,8 @@ def match_any(globs: Sequence[Glob], name: str) -> bool:
     return any(matches)
 
 
-def _dtype_name(dtype: Any) -> str:
-    """Return the name of a dtype of numpy, ml_dtypes or torch; a string as it is.
-
-    >>> import numpy as np
-    >>> _dtype_name("half"), _dtype_name(np.float16), _dtype_name(np.dtype("f8"))
-    ('half', 'float16', 'float64')
-    """
-    if isinstance(dtype, str):
-        return dtype
-    if type(dtype).__module__ == "torch":
-        return str(dtype)
-    try:
-        found = torch_dtype_of(np.dtype(dtype)) if isinstance(dtype, type | np.dtype) else None
-    except TypeError:
-        found = None
-    if found is None:
-        raise TypeError(
-            f"a dtype is a string such as 'bfloat16', or a dtype of numpy, not {shown(dtype)}"
-        )
-    return found
-
-
 def _parse_dtype(dtype: Any, blocks: Collection[str]) -> str:
-    text = _dtype_name(dtype)
+    text = dtype_name(dtype)
     if text.lower() in blocks:
         return text.lower()
     if text.lower() in BLOCKS:

@@ -25,6 +25,7 @@ from torchzip.tensors.memory import (
     storage_kind,
     torch_dtype_to_save,
 )
+from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import BLOCK_NBYTES, Bytes, TensorStorage
 
 Array = NDArray[Any]
@@ -124,6 +125,21 @@ class TorchStorage(TensorStorage):
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         if self.nbytes:
             yield self._bytes()
+
+
+def dense_spec(tensor: Any) -> TensorSpec | None:
+    """Return a plain strided tensor of torch, in place; None for one of any other kind."""
+    storage = getattr(tensor, "untyped_storage", None)
+    is_plain = type(tensor).__module__ in ("torch", "torch.nn.parameter")
+    if storage is None or not is_plain or str(tensor.layout) != "torch.strided":
+        return None
+    if tensor.is_quantized or tensor.is_nested:
+        return None
+    torch_dtype = str(tensor.dtype).removeprefix("torch.")
+    return TensorSpec(
+        torch_dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset(),
+        TorchStorage(storage(), torch_dtype), conj=tensor.is_conj(), neg=tensor.is_neg(),
+    )  # fmt: skip
 
 
 def _location_of(storage: Any) -> str:

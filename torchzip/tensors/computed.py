@@ -26,7 +26,7 @@ from torchzip.tensors.casts import Cast, CastStorage
 from torchzip.tensors.chunks import ChunkedStorage
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.packing import ElementStorage, elements_of
-from torchzip.tensors.specs import Shape, TensorSpec, contiguous_stride
+from torchzip.tensors.specs import Shape, TensorSpec, check_shape, contiguous_stride
 from torchzip.tensors.storage import (
     READER_NBYTES,
     Bytes,
@@ -359,8 +359,10 @@ def fresh_spec(torch_dtype: str, shape: Shape, storage: TensorStorage) -> Tensor
     Raises
     ------
     ValueError
-        If there are so many storages inside one another that they could not be read.
+        If there are so many storages inside one another that they could not be read, or no tensor
+        has such a shape.
     """
+    check_shape(shape, torch_dtype)
     if storage.depth > _MOST_DEPTH:
         raise ValueError(
             f"an expression of more than {_MOST_DEPTH} steps, each on the one before; compute it "

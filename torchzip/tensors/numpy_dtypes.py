@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import ALIASES, DTYPES
+from torchzip.errors import shown
 
 
 def _dtype(name: str) -> np.dtype[Any] | None:
@@ -63,10 +64,31 @@ def torch_dtype_of(dtype: np.dtype[Any]) -> str | None:
     return _TO_TORCH.get(dtype)
 
 
-def parse_torch_dtype(name: str) -> str:
-    """Return the canonical name of a torch dtype as users write it.
+def dtype_name(dtype: Any) -> str:
+    """Return the name of a dtype of numpy, ml_dtypes or torch; a string as it is.
 
-    >>> parse_torch_dtype("torch.half"), parse_torch_dtype("bfloat16")
+    >>> dtype_name("half"), dtype_name(np.float16), dtype_name(np.dtype("f8"))
+    ('half', 'float16', 'float64')
+    """
+    if isinstance(dtype, str):
+        return dtype
+    if type(dtype).__module__ == "torch":
+        return str(dtype)
+    try:
+        found = torch_dtype_of(np.dtype(dtype)) if isinstance(dtype, type | np.dtype) else None
+    except TypeError:
+        found = None
+    if found is None:
+        raise TypeError(
+            f"a dtype is a string such as 'bfloat16', or a dtype of numpy, not {shown(dtype)}"
+        )
+    return found
+
+
+def parse_torch_dtype(dtype: Any) -> str:
+    """Return the canonical name of a torch dtype as users give it.
+
+    >>> parse_torch_dtype("torch.half"), parse_torch_dtype(ml_dtypes.bfloat16)
     ('float16', 'bfloat16')
 
     Raises
@@ -74,10 +96,9 @@ def parse_torch_dtype(name: str) -> str:
     ValueError
         If torch has no such dtype.
     TypeError
-        If it is not a string.
+        If it is neither a string nor a dtype of numpy, ml_dtypes or torch.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"a dtype is given by torch's name of it, not by a {type(name).__name__}")
+    name = dtype_name(dtype)
     short = name.removeprefix("torch.")
     short = ALIASES.get(short, short)
     if short not in DTYPES:

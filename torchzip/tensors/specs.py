@@ -7,6 +7,7 @@ a tensor is checked against its storage (`check_spec`), viewed (`view_of`) and r
 from __future__ import annotations
 
 import math
+import operator
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -267,6 +268,24 @@ def _turned_halves(array: NDArray[Any], real: bool, imag: bool) -> NDArray[Any]:
     return halves.view(array.dtype).reshape(array.shape)
 
 
+def whole_numbers(what: str, given: Any) -> tuple[int, ...]:
+    """Return the ints that a caller gives, in any sequence; those of numpy become plain ones."""
+    try:
+        return tuple(int(operator.index(number)) for number in given)
+    except TypeError:
+        raise TypeError(f"{what} is made of ints, not {shown(given)}") from None
+
+
+def check_shape(shape: Shape, torch_dtype: str) -> None:
+    """Raise TensorError for a shape that no tensor of a dtype has."""
+    if any(size < 0 for size in shape):
+        raise TensorError(f"a shape of {list(shape)}; sizes are not negative")
+    if len(shape) > MAX_NDIM:
+        raise too_many_dimensions("a tensor", len(shape))
+    if math.prod(max(size, 1) for size in shape) * DTYPES[torch_dtype].itemsize >= _MAX:
+        raise TensorError(f"a shape of {list(shape)}, which no file can hold")
+
+
 def slice_spec(spec: TensorSpec, key: Any) -> tuple[Shape, Shape, int] | None:
     """Return shape, stride and offset of ``tensor[key]``; None if ``key`` is not a basic index.
 
@@ -287,7 +306,9 @@ def slice_spec(spec: TensorSpec, key: Any) -> tuple[Shape, Shape, int] | None:
         else:
             return None
     used = len(plain) - plain.count(None) - plain.count(Ellipsis)
-    if used > len(spec.shape) or plain.count(Ellipsis) > 1:
+    if plain.count(Ellipsis) > 1:
+        raise IndexError("an index has at most one ellipsis (...)")
+    if used > len(spec.shape):
         raise IndexError(f"{used} indices for a tensor of {len(spec.shape)} dimensions")
     at = plain.index(Ellipsis) if Ellipsis in plain else len(plain)
     plain[at : at + 1] = [slice(None)] * (len(spec.shape) - used)

@@ -26,6 +26,7 @@ from torchzip.tensors.specs import (
     is_contiguous,
     opened,
     slice_spec,
+    whole_numbers,
 )
 from torchzip.tensors.storage import ArrayStorage
 
@@ -58,9 +59,10 @@ def sliced(spec: TensorSpec, key: Any) -> TensorSpec:
 def permuted(spec: TensorSpec, axes: Sequence[int]) -> TensorSpec:
     """Return a tensor with its axes in another order."""
     ndim = len(spec.shape)
-    order = [axis + ndim if axis < 0 else axis for axis in axes]
+    given = whole_numbers("an order of axes", axes)
+    order = [axis + ndim if axis < 0 else axis for axis in given]
     if sorted(order) != list(range(ndim)):
-        raise ValueError(f"{list(axes)} does not have each of the {ndim} axes of the tensor once")
+        raise ValueError(f"{list(given)} does not have each of the {ndim} axes of the tensor once")
     spec = opened(spec)
     shape, stride = (tuple(of[axis] for axis in order) for of in (spec.shape, spec.stride))
     return _closed(spec, shape, stride, spec.storage_offset)
@@ -68,6 +70,7 @@ def permuted(spec: TensorSpec, axes: Sequence[int]) -> TensorSpec:
 
 def reshaped(spec: TensorSpec, shape: Sequence[int]) -> TensorSpec:
     """Return a tensor of the same elements in C order; one of the sizes may be -1."""
+    shape = whole_numbers("a shape", shape)
     sizes = list(shape)
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known > 0 and spec.numel % known == 0:
@@ -144,8 +147,9 @@ def joined(torch_dtype: str, shape: Shape, parts: Iterable[tuple[Shape, TensorSp
     return fresh_spec(torch_dtype, shape, storage)
 
 
-def padded(spec: TensorSpec, shape: Shape, fill: TensorSpec) -> TensorSpec:
+def padded(spec: TensorSpec, shape: Sequence[int], fill: TensorSpec) -> TensorSpec:
     """Return a tensor that is longer at the end of each axis; ``fill`` has one element."""
+    shape = whole_numbers("a shape", shape)
     if len(shape) != len(spec.shape) or any(
         new < old for new, old in zip(shape, spec.shape, strict=True)
     ):
