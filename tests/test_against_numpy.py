@@ -111,15 +111,6 @@ def test_names_that_numpy_would_not_find(tmp_path: Path, name: str) -> None:
         tz.convert({"a": np.ones(2), name: np.ones(3)}, tmp_path / "a.npz")
 
 
-def test_an_archive_of_nothing(tmp_path: Path) -> None:
-    """Is what numpy writes: other ends of a zip it does not recognise."""
-    tz.save({"epoch": 3}, tmp_path / "a.pt")
-    tz.convert(tmp_path / "a.pt", tmp_path / "a.npz")
-    np.savez(tmp_path / "b.npz")
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    assert not list(np.load(tmp_path / "a.npz"))
-
-
 def test_where_the_bytes_are(tmp_path: Path) -> None:
     """Of a deflated array those that the file has, and all together are the file."""
     arrays: dict[str, Any] = {"a": np.zeros(9000), "b": np.arange(7.0)}
@@ -147,3 +138,38 @@ def test_arrays(
     np.testing.assert_array_equal(tz.load(path), array)
     tz.convert(path, path.with_suffix(".pt"))
     np.testing.assert_array_equal(tz.load(path.with_suffix(".pt")), array)
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"w": 0, "w.npy": 0}, "w: numpy takes w.npy for the same name"),
+        ({"layer.A": 0, "layer.a": 0}, "differ in case alone"),
+        ({"a//b": 0}, "cannot be the name of a file"),
+        ({"/c": 0}, "cannot be the name of a file"),
+        ({"../d": 0}, "cannot be the name of a file"),
+        ({"e\\f": 0}, "cannot be the name of a file"),
+        ({"g\0": 0}, "cannot be the name of a file"),
+        ({"": 0, "x": 0}, "a tensor without a name"),
+        ({}, "no tensor to write"),
+        ({"a": None}, "no tensor to write"),
+    ],
+    ids=repr,
+)
+def test_what_no_reader_takes(tmp_path: Path, tree: dict[str, Any], said: str) -> None:
+    """Names, and an absence of them, with which torchzip or numpy would not read the file."""
+    values = {name: np.ones(3) if value == 0 else value for name, value in tree.items()}
+    tz.save(values, tmp_path / "a.pt")
+    with pytest.raises(tz.UnsupportedError, match=said):
+        tz.convert(tmp_path / "a.pt", tmp_path / "a.npz")
+    assert not (tmp_path / "a.npz").exists()
+
+
+def test_unusual_names(tmp_path: Path) -> None:
+    """Whatever else a name has in it is read again under it."""
+    names = ["a b", "é", "x/y", "...", "a.", " ", "%", "-", "~", "a/.b"]
+    arrays = {name: np.full(2, float(index)) for index, name in enumerate(names)}
+    tz.save(arrays, tmp_path / "a.pt")
+    tz.convert(tmp_path / "a.pt", tmp_path / "a.npz")
+    check(tmp_path / "a.npz", arrays)
+    assert tz.load(tmp_path / "a.npz").keys() == arrays.keys()

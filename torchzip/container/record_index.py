@@ -115,7 +115,7 @@ def index_fast(
         name = data[begins[row] : ends[row]]
         others[name.decode("latin-1")] = row
         folded.add(name.lower())  # changes ASCII letters only
-        if _CHANGED.search(name):
+        if is_changed(name):
             return None
     if len(folded) + len(numbers) != len(begins) or any(
         name.startswith(b"data/") and name[5:].isdigit() for name in folded
@@ -137,6 +137,11 @@ def index_plainly(data: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64
     return RecordIndex(np.full(len(names), -1, np.int64), others)
 
 
+def is_changed(name: bytes) -> bool:
+    """Return whether readers other than torch may change a name."""
+    return _CHANGED.search(name) is not None
+
+
 def check_name(name: bytes) -> None:
     """Raise ArchiveError if readers other than torch may change a name.
 
@@ -145,7 +150,7 @@ def check_name(name: bytes) -> None:
     >>> check_name(b"archive/data/"), check_name(b"archive/.data/version")
     (None, None)
     """
-    if _CHANGED.search(name):
+    if is_changed(name):
         raise ArchiveError(
             f"a record is called {shown_name(name)}, a name that some readers change. "
             "Components that are not empty, '.' or '..', without zero bytes and backslashes, were "

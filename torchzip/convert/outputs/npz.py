@@ -6,7 +6,8 @@ known; to a store, where bytes go in their order, a tensor whose CRC is unknown 
 
 from __future__ import annotations
 
-from torchzip.container.npz import Member, build_directory, build_member, end_nbytes
+from torchzip.container.npz import SUFFIX, Member, build_directory, build_member, end_nbytes
+from torchzip.container.record_index import is_changed
 from torchzip.convert.outputs.by_name import PlannerByName
 from torchzip.convert.pieces import known_crc
 from torchzip.convert.planned import PlannedFile
@@ -36,11 +37,26 @@ class NpzOutput(PlannerByName):
         return self.shard(path, list(self.storages))
 
     def shard(self, path: str, names: list[str]) -> PlannedFile:
-        known = set(names)
+        if not names:
+            raise UnsupportedError(
+                "there is no tensor to write, and without arrays a .npz file is an empty archive"
+            )
+        known: dict[bytes, str] = {}  # by the name as the reader compares it
+        all_names = set(names)
         members: list[Member] = []
         at = 0
         for name in names:
-            _check_name(name, known)
+            _check_name(name)
+            if f"{name}.npy" in all_names:
+                raise UnsupportedError(
+                    f"{name}: numpy takes {name}.npy for the same name; rename one of them"
+                )
+            other = known.setdefault(name.encode().lower(), name)
+            if other != name:
+                raise UnsupportedError(
+                    f"{shown(other)} and {shown(name)} differ in case alone, which is one file for "
+                    "some programs that unpack archives; rename one of them"
+                )
             nbytes = self.storages[name].nbytes
             members.append(
                 build_member(name, self.dtypes[name], self.tensors[name].shape, nbytes, at)
@@ -97,19 +113,18 @@ def _crc_of(storage: TensorStorage) -> int:
     return crc
 
 
-def _check_name(name: str, names: set[str]) -> None:
-    """Raise UnsupportedError for a name under which numpy would not find its array."""
-    if f"{name}.npy" in names:
-        raise UnsupportedError(
-            f"{name}: numpy takes {name}.npy for the same name; rename one of them"
-        )
+def _check_name(name: str) -> None:
+    """Raise UnsupportedError for a name under which numpy or torchzip would not find its array."""
     try:
-        nbytes = len(name.encode())
+        raw = name.encode()
     except UnicodeEncodeError:
         raise UnsupportedError(f"{shown(name)} is not valid Unicode; rename the tensor") from None
     if not name:
-        raise UnsupportedError("the object itself is a tensor; name it: --rename '^$=>NAME'")
-    if "\0" in name or nbytes > 60_000:
+        raise UnsupportedError(
+            "a tensor without a name, which is the object itself or has the key ''; name it: "
+            "--rename '^$=>NAME'"
+        )
+    if is_changed(raw + SUFFIX.encode()) or len(raw) > 60_000:
         raise UnsupportedError(
             f"{shown(name)} cannot be the name of a file in a zip archive; rename the tensor"
         )
