@@ -34,6 +34,9 @@ BlocksOf = Callable[[TensorStorage], Iterator[Bytes]]
 #: memory for that, about half a MB at once.
 _SMALL_NBYTES = 1 << 18
 _BATCH_RECORDS = 1 << 11
+#: Arrays of fewer bytes, on average, are copied: that takes less time than looking whether they
+#: have to be.
+_COPIED_NBYTES = 1 << 11
 _BATCH_NBYTES = 1 << 19
 
 
@@ -158,22 +161,30 @@ class Archive:
                     if of_files:
                         most_bytes = ends[at] - nbytes[at] + _BATCH_NBYTES
                         stop = min(stop, int(np.searchsorted(ends, most_bytes, "right")))
-                    self._write_small(first + at, stored[at:stop], blocks_of)
+                    small_nbytes = int(nbytes[at:stop].sum())
+                    self._write_small(first + at, stored[at:stop], small_nbytes, blocks_of)
                     at = stop
                 if at < len(stored):
                     self._write_storage(first + at, as_storage(stored[at]), blocks_of)
                 at += 1
 
-    def _write_small(self, key: int, small: Sequence[Stored], blocks_of: BlocksOf) -> None:
+    def _write_small(
+        self, key: int, small: Sequence[Stored], nbytes: int, blocks_of: BlocksOf
+    ) -> None:
         names = [b"data/%d" % index for index in range(key, key + len(small))]
+        as_bytes: Any
+        as_bytes = _as_buffer if nbytes >= _COPIED_NBYTES * len(small) else np.ndarray.tobytes
+        if set(map(type, small)) == {np.ndarray}:
+            self.writer.write_small_records(names, list(map(as_bytes, small)))
+            return
         contents = [
-            _as_buffer(each)
+            as_bytes(each)
             if isinstance(each, np.ndarray)
             else b"".join(block.tobytes() for block in self._blocks_of(each, blocks_of))
             for each in small
         ]
-        known = [None if isinstance(each, np.ndarray) else each.crc for each in small]
-        self.writer.write_small_records(names, contents, known if any(known) else None)
+        crcs = [None if isinstance(each, np.ndarray) else each.crc for each in small]
+        self.writer.write_small_records(names, contents, crcs)
 
     def _write_storage(self, key: int, storage: TensorStorage, blocks_of: BlocksOf) -> None:
         self.writer.begin_record(f"data/{key}", storage.nbytes, crc=storage.crc)
