@@ -151,8 +151,8 @@ def test_arrays(
         ({"e\\f": 0}, "cannot be the name of a file"),
         ({"g\0": 0}, "cannot be the name of a file"),
         ({"": 0, "x": 0}, "a tensor without a name"),
-        ({}, "no tensor to write"),
-        ({"a": None}, "no tensor to write"),
+        ({}, "the output would be without tensors"),
+        ({"a": None}, "the output would be without tensors"),
     ],
     ids=repr,
 )

@@ -273,7 +273,7 @@ class _Edit:
         return max(0, nbytes - measure(self._archive.root, records, self._alignment())[1])
 
     def rewrite(self, target: InPlaceFile | None) -> int:
-        """Rewrite the file, unless there is no target; return its size."""
+        """Rewrite the file if a target is given; return its size."""
         keys = StorageKeys()
         structure = self._structure(keys)
         storages = keys.storages()

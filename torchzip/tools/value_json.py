@@ -42,7 +42,7 @@ def json_value(value: Any) -> Any:
 
 
 class JsonValues:
-    """Values as JSON has them. All together are no more than one may be."""
+    """Values as JSON has them. The bounds for one value hold for all of them together."""
 
     def __init__(self) -> None:
         self._left = _MOST_VALUES

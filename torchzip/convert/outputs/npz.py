@@ -39,7 +39,7 @@ class NpzOutput(PlannerByName):
     def shard(self, path: str, names: list[str]) -> PlannedFile:
         if not names:
             raise UnsupportedError(
-                "there is no tensor to write, and without arrays a .npz file is an empty archive"
+                "the output would be without tensors, and such a .npz file is an empty archive"
             )
         known: dict[bytes, str] = {}  # by the name as the reader compares it
         all_names = set(names)

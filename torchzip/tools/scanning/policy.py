@@ -85,7 +85,7 @@ def parse_policy(allow: str | os.PathLike[str] | Iterable[str] | None) -> Policy
         try:
             file = open(allow, encoding="utf-8")  # noqa: SIM115
         except FileNotFoundError:
-            what = f"No such file, and no preset: {', '.join(PRESETS)} are"
+            what = f"Neither a file nor a preset, which are {', '.join(PRESETS)}"
             raise FileNotFoundError(errno.ENOENT, what, os.fsdecode(allow)) from None
         with file:
             return Policy(file)
@@ -104,5 +104,5 @@ def preset_for(names: Iterable[str]) -> str | None:
 
 def _preset(name: str) -> Sequence[str]:
     if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}; {', '.join(PRESETS)} are")
+        raise ValueError(f"{name!r} is not a preset; the presets are {', '.join(PRESETS)}")
     return PRESETS[name]
