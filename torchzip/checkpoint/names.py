@@ -189,20 +189,18 @@ class NameTable:
         # A frame: the name so far, the place so far.
         walk.enter(self._root, below(self._root), ("", ""))
         for (prefix, place), (key, step, child) in walk:
-            is_dense = id(child) in dense  # then it is neither a leaf nor a foreign tensor
-            if not is_dense:
-                if is_leaf(child):
-                    add(prefix + key, (place, step), child)
-                    continue
-                other = foreign_tensor(child)
-                if other is not None:
-                    add(prefix + key, (place, step), other)
-            if is_dense or id(child) in leading:
-                length = len(prefix) + len(key) + 1 + len(place) + len(step)
-                if is_dense:
-                    walk.pass_through(length)
-                    self._add_dense(prefix, [key], [child])
-                    continue
+            length = len(prefix) + len(key) + 1 + len(place) + len(step)
+            if id(child) in dense:  # then it is neither a leaf nor a foreign tensor
+                walk.pass_through(length)
+                self._add_dense(prefix, [key], [child])
+                continue
+            if is_leaf(child):
+                add(prefix + key, (place, step), child)
+                continue
+            other = foreign_tensor(child)
+            if other is not None:
+                add(prefix + key, (place, step), other)
+            if id(child) in leading:
                 walk.charge(length)  # before it is made
                 frame = f"{prefix}{key}.", place + step
                 if type(child) is dict and dense.issuperset(map(id, child.values())):

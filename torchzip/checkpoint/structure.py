@@ -177,13 +177,9 @@ class Structure:
         """Return the writer of a tensor: it refers to one that was written before by its number."""
 
         def write_once(emitter: Emitter, value: Any) -> None:
-            if id(value) in emitter.memo:
-                emitter.written(id(value))
-            elif not row_of(emitter, value):
+            if not emitter.written(id(value)) and not self._rows.one(emitter, value):
                 write(emitter, value)
                 emitter.put_object(value)
-
-        row_of = self._rows.one
 
         return write_once
 

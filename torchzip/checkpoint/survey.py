@@ -251,8 +251,7 @@ class Survey:
 
     def _add_pairs(self, keys: Collection[Any], values: Collection[Any], link: _Link) -> None:
         kinds = set(map(type, values))
-        if link.depth > self._depth:
-            self._depth = link.depth
+        self._depth = max(self._depth, link.depth)
         is_sequence = type(keys) is range
         key_kinds: set[type] = {int} if is_sequence else set(map(type, keys))
         if not (is_sequence or key_kinds <= _STRINGS or self._has_odd_keys):
@@ -266,9 +265,9 @@ class Survey:
             self._holders.append((keys, values, link))
         if kinds == _ARRAYS:
             self._arrays += values
-            if key_kinds == _STRINGS:
-                return
-        elif not (kinds <= _WITHOUT_ARRAYS or self._add_dicts(keys, values, kinds, link)):
+        elif kinds == _DICTS and self._add_dicts(keys, values, link):
+            pass
+        elif not kinds <= _WITHOUT_ARRAYS:
             found = []
             for key, value in zip(keys, values, strict=True):
                 kind = type(value)
@@ -285,15 +284,11 @@ class Survey:
         if not is_sequence and not key_kinds <= _WITHOUT_ARRAYS:
             self._todo += [(key, link) for key in keys if type(key) not in _WITHOUT_ARRAYS]
 
-    def _add_dicts(
-        self, keys: Collection[Any], dicts: Collection[Any], kinds: set[type], link: _Link
-    ) -> bool:
+    def _add_dicts(self, keys: Collection[Any], dicts: Collection[Any], link: _Link) -> bool:
         """Add dicts of arrays under strings, such as the states of an optimizer, all at once.
 
-        Return False, having done nothing, if they are something else.
+        Return False, having done nothing, if something else is in them.
         """
-        if kinds != _DICTS:
-            return False
         ids = set(map(id, dicts))
         arrays = [array for inside in dicts for array in inside.values()]
         names = [name for inside in dicts for name in inside]

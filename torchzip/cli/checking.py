@@ -16,8 +16,8 @@ from torchzip.cli.command import (
     BAD,
     DONE,
     Command,
+    error_text,
     limits_of,
-    os_error_text,
     print_verdict,
     reading_options,
     say,
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         except (TorchZipError, OSError) as error:
             if len(files) == 1:
                 raise
-            say(os_error_text(error) if isinstance(error, OSError) else str(error))
+            say(error_text(error))
             status = BAD
             continue
         made.append(found)

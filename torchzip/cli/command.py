@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, BinaryIO, TextIO
 
 import torchzip
-from torchzip.errors import printable
+from torchzip.errors import TorchZipError, printable
 from torchzip.files.platform_calls import open_file
 from torchzip.limits import Limits
 
@@ -360,7 +360,9 @@ def say(text: str) -> None:
         print(f"torchzip: {printable(in_options(text))}", file=sys.stderr)
 
 
-def os_error_text(error: OSError) -> str:
-    """Return what an error of the system says, with the file before it."""
+def error_text(error: TorchZipError | OSError) -> str:
+    """Return what an error says, with the file before it."""
+    if isinstance(error, TorchZipError):
+        return str(error)
     place = "" if error.filename is None else f"{error.filename or repr('')}: "
     return f"{place}{error.strerror or error}"

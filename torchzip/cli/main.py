@@ -33,7 +33,7 @@ from torchzip.cli.command import (
     USAGE,
     CommandParser,
     add_command,
-    os_error_text,
+    error_text,
     reader_may_leave,
     say,
 )
@@ -95,17 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted; no file was left half written")
         return 130
-    except FileExistsError as error:
-        if getattr(arguments, "force", True):  # for another reason
-            say(os_error_text(error))
-            return BAD
-        say(f"{error.filename} exists; --force overwrites it")
-        return USAGE
-    except TorchZipError as error:
-        say(str(error))
-        return BAD
-    except OSError as error:
-        say(os_error_text(error))
+    except (TorchZipError, OSError) as error:
+        # With --force, or in a command without it, a file is in the way for another reason.
+        if isinstance(error, FileExistsError) and not getattr(arguments, "force", True):
+            say(f"{error.filename} exists; --force overwrites it")
+            return USAGE
+        say(error_text(error))
         return BAD
     except MemoryError:
         say("not enough memory")

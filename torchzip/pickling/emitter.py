@@ -323,7 +323,7 @@ class Emitter:
         path.pop()
 
     def _pairs(self, pairs: Sequence[tuple[Any, Any]]) -> None:
-        path, dispatch, memo = self.path, self._dispatch, self.memo
+        path, dispatch = self.path, self._dispatch
         bulk = self._bulk if len(pairs) >= _MANY_PAIRS else None
         path.append(None)
         index = 0
@@ -336,11 +336,11 @@ class Emitter:
                     continue
             index += 1
             path[-1] = key
-            # Many dicts with the same keys, such as the states of an optimizer, mostly get theirs.
-            if type(key) is str and id(key) in memo:
-                self.write(get_opcode(memo[id(key)]))
+            writer = dispatch.get(type(key))
+            if writer is not None:
+                writer(key)
             else:
-                self.save(key)
+                self._other(key)
             writer = dispatch.get(type(value))
             if writer is not None:
                 writer(value)

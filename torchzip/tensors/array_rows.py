@@ -122,12 +122,9 @@ class ArrayRows:
         if short and begin + _MOST_PUTS > 256:
             return False
         key = str(len(order))
-        templates = self._templates.get((len(key), short))
-        template = templates.get(form) if templates is not None else None
+        template = self._template(emitter, form, len(key), short)
         if template is None:
-            template = self._template(emitter, form, len(key), short)
-            if template is None:
-                return False
+            return False
         storage = self.storages.get(id(value)) if self.storages else None
         if storage is None:
             order.append(value)
