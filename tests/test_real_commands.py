@@ -142,9 +142,12 @@ def rows_of(truth: Truth, format: str) -> list[Row]:
     if is_bare:
         rows.append(Row("convert {file} out.npz", 1, message="--rename"))
         rows.append(Row("cat {file} --stats", 0))
-    else:  # (an empty archive is read by numpy alone)
-        rows.append(Row("convert {file} out.npz", 0, "out.npz" if truth.tensors else None))
-        rows.append(Row(f"cat {{file}} {first} --stats", 0 if truth.tensors else 1))
+    elif truth.tensors:
+        rows.append(Row("convert {file} out.npz", 0, "out.npz"))
+        rows.append(Row(f"cat {{file}} {first} --stats", 0))
+    else:
+        rows.append(Row("convert {file} out.npz", 1, message="would be without tensors"))
+        rows.append(Row(f"cat {{file}} {first} --stats", 1))
     fits = all(len(n.encode()) < 64 and t.dim() < 5 for n, t in truth.tensors.items())
     if fits:
         rows.append(Row("convert {file} out.gguf", 0, "out.gguf"))
