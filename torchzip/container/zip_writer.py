@@ -263,31 +263,38 @@ class ZipWriter:
         text = np.frombuffer(b"".join(names), f"V{len(names[0])}")
         full = [("root", f"V{len(self._prefix)}"), ("text", text.dtype)]
         head = self._prefix + names[0]
-        local = np.frombuffer(bytearray((_SMALL_LOCAL + head) * count), [*_LOCAL_ROW, *full])
-        local["name"] = length
-        local["extra"] = 4 + pads
-        local["text"] = text
-        descriptor = np.frombuffer(bytearray(_SMALL_DESCRIPTOR * count), _DESCRIPTOR_ROW)
+        # Between the bytes of two records: a descriptor, and a header up to its padding.
+        between = np.frombuffer(
+            bytearray((_SMALL_DESCRIPTOR + _SMALL_LOCAL + head) * count),
+            [*_DESCRIPTOR_ROW, *_LOCAL_ROW, *full],
+        )
+        between["compressed"][1:] = between["size"][1:] = sizes[:-1]
+        between["name"] = length
+        between["extra"] = 4 + pads
+        between["text"] = text
         row = np.frombuffer(bytearray((_SMALL_CENTRAL + head) * count), [*_CENTRAL_ROW, *full])
-        for each in (descriptor, row):
-            each["compressed"] = each["size"] = sizes
+        row["compressed"] = row["size"] = sizes
         row["name"] = length
         row["offset"] = headers
         row["text"] = text
-        padding = {pad: _padding(pad) for pad in set(pads.tolist())}
-        heads = zip(local.view(f"V{local.itemsize}").tolist(), pads.tolist(), strict=True)
-        before = [header + padding[pad] for header, pad in heads]
+        paddings = list(map({pad: _padding(pad) for pad in set(pads.tolist())}.get, pads.tolist()))
         at = 0
         while at < count:
             most = starts[at] + _JOINED_NBYTES
             stop = max(at + 1, int(np.searchsorted(starts + sizes, most, "right")))
             some = slice(at, stop)
             found = self._crcs_of(contents[some], crcs[some] if crcs is not None else None)
-            descriptor["crc"][some] = row["crc"][some] = found
+            row["crc"][some] = found
+            between["crc"][at + 1 : stop + 1] = found[: count - 1 - at]
             parts: list[Any] = [b""] * (3 * (stop - at))
-            parts[0::3] = before[some]
-            parts[1::3] = contents[some]
-            parts[2::3] = descriptor[some].view("V16").tolist()
+            parts[0::3] = between[some].view(f"V{between.itemsize}").tolist()
+            parts[1::3] = paddings[some]
+            parts[2::3] = contents[some]
+            if at == 0:
+                parts[0] = parts[0][len(_SMALL_DESCRIPTOR) :]
+            if stop == count:
+                size = int(sizes[-1])
+                parts.append(DESCRIPTOR.pack(DESCRIPTOR_MAGIC, found[-1], size, size))
             joined = b"".join(parts)
             self._add_id_crcs(joined, (starts[some] - self.position).tolist(), sizes[some], found)
             self._put(joined)
