@@ -173,13 +173,16 @@ def test_small_records_at_once(
     writer = ZipWriter(sink, "archive", alignment=alignment, crc32=crc32)
     half = len(records) // 2
     small = records[:half]
-    writer.write_small_records(
-        [name.encode() for name, _ in small],
-        [content for _, content in small],
-        [zlib.crc32(content) if len(content) % 2 else None for _, content in small]
-        if known
-        else None,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        joined = data.draw(st.sampled_from([1, 300, zip_writer._JOINED_NBYTES]))
+        patch.setattr(zip_writer, "_JOINED_NBYTES", joined)
+        writer.write_small_records(
+            [name.encode() for name, _ in small],
+            [content for _, content in small],
+            [zlib.crc32(content) if len(content) % 2 else None for _, content in small]
+            if known
+            else None,
+        )
     for name, content in records[half:]:
         writer.write_record(name, content)
     writer.finish()
