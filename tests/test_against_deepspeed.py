@@ -13,9 +13,12 @@ import pytest
 
 import torchzip as tz
 
+_NEEDED = ["deepspeed", "huggingface_hub"]  # the second by zero_to_fp32.py
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed"),
+    pytest.mark.skipif(
+        None in map(importlib.util.find_spec, _NEEDED), reason=f"needs {' and '.join(_NEEDED)}"
+    ),
 ]
 _MAKE = Path(__file__).parent / "data" / "ranks" / "make_zero.py"
 _CASES = [
