@@ -43,6 +43,8 @@ def _run(folder: Path, *command: str) -> None:
         [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True,
         check=False, timeout=300,
     )  # fmt: skip
+    if "Type fp16 is not supported on your device" in done.stderr:
+        pytest.skip("this processor has no fp16 that DeepSpeed would train with")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
