@@ -35,7 +35,6 @@ from torchzip.tensors.storage import (
     Part,
     RangeCrc,
     Reader,
-    SpanStorage,
     TensorStorage,
 )
 from torchzip.tensors.windows import WindowReader, whole_rows
@@ -154,10 +153,7 @@ class ChunkedStorage(MadeStorage):
     def __init__(
         self, torch_dtype: str, shape: Shape, chunks: Sequence[Chunk], record: str
     ) -> None:
-        row = DTYPES[torch_dtype]
-        self.torch_dtype = torch_dtype if row.storage_class else None
-        self.nbytes = math.prod(shape) * row.itemsize
-        self.location = "cpu"
+        super().__init__(torch_dtype, math.prod(shape) * DTYPES[torch_dtype].itemsize, ())
         self.record = record
         self.dtype = numpy_dtype(torch_dtype)
         self.shape = shape
@@ -192,40 +188,27 @@ class ChunkedStorage(MadeStorage):
                     yield from parts_of_view(met.spec, met.shape, met.stride, met.first)
 
     def read_into(self, start: int, out: Bytes) -> None:
-        itemsize = self.dtype.itemsize
-        first, last = start // itemsize, -(-(start + out.nbytes) // itemsize)
-        if start < 0 or last * itemsize > self.nbytes:
+        if start < 0 or start + out.nbytes > self.nbytes:
             raise TensorError("a range outside its storage", record=self.record)
-        whole = np.empty(last - first, self.dtype)
-        _ChunkedReader(self, start, start + out.nbytes).fill(first, last, whole)
-        skip = start - first * itemsize
-        out[:] = whole.view(np.uint8)[skip : skip + out.nbytes]
+        super().read_into(start, out)
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
         return _ChunkedReader(self, start, stop, nbytes)
 
-    def compared(self) -> list[SpanStorage]:
+    def compared(self) -> list[TensorStorage]:
         return [each for _, found in self.with_crcs for each in found]
 
     @cached_property
-    def with_crcs(self) -> list[tuple[Chunk, list[SpanStorage]]]:
+    def with_crcs(self) -> list[tuple[Chunk, list[TensorStorage]]]:
         """The chunks that are all of their storage, and what that compares, if anything."""
         opened = ((chunk, chunk.open()) for chunk in self.chunks)
         whole = ((chunk, spec.storage.compared()) for chunk, spec in opened if _is_whole(spec))
         return [(chunk, found) for chunk, found in whole if found]
 
     @cached_property
-    def uncompared(self) -> list[TensorStorage]:
-        """What has a CRC and is not read from end to end when this is: of another order, a part."""
+    def uncompared(self) -> Sequence[TensorStorage]:  # type: ignore[override]
         compared = {id(each) for each in self.compared()}
         return [each for each in self.made_of() if each.crc and id(each) not in compared]
-
-    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        """Yield all bytes in order, and compare every CRC; some are of what is read once more."""
-        for storage in self.uncompared:
-            for _ in storage.checked_blocks():
-                pass
-        yield from super().checked_blocks(nbytes)
 
     @property
     def tensors(self) -> list[TensorSpec]:
@@ -356,14 +339,10 @@ class _ChunkedReader(WindowReader):
             super().read_into(start, out)
 
     def gather(self, first: int, last: int, out: Bytes) -> None:
-        self.fill(first, last, out.view(self._storage.dtype))
-
-    def fill(self, first: int, last: int, out: Array) -> None:
-        """Fill ``out`` with the elements of a range."""
-        done = 0
+        elements, done = out.view(self._storage.dtype), 0
         for start, sizes in boxes(self._storage.shape, first, last):
             count = math.prod(sizes)
-            target = out[done : done + count].reshape(sizes)
+            target = elements[done : done + count].reshape(sizes)
             for met in self._storage.meeting(sizes, start, (1,) * len(sizes)):
                 self._read(met, target[met.place] if met.place else target)
             done += count

@@ -7,7 +7,7 @@ array in memory, another storage cast to another dtype.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -34,8 +34,11 @@ READER_NBYTES = 16 << 20
 class Reader:
     """Reads ranges of a storage for one thread, and keeps from one to the next what serves both.
 
-    It is made for ranges that follow one another; others come out as well.
+    It is made for ranges that follow one another; others come out as well. ``out_of_range`` counts
+    the elements so far that a cast has no place for.
     """
+
+    out_of_range = 0
 
     def __init__(self, storage: TensorStorage) -> None:
         self._storage = storage
@@ -44,12 +47,45 @@ class Reader:
         """Fill ``out`` with the bytes of the storage from ``start``."""
         self._storage.read_into(start, out)
 
+    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        """Yield all bytes of the storage in order, in memory that is used again for the next."""
+        total = self._storage.nbytes
+        buffer = np.empty(min(nbytes, total), np.uint8)
+        for start in range(0, total, nbytes):
+            block = buffer[: total - start]
+            self.read_into(start, block)
+            yield block
+
     def crcs(self) -> list[RangeCrc]:
         """Return what was read so far of each storage of `TensorStorage.compared`, in that order.
 
         Of two readers of adjoining ranges the second goes on where the first has ended.
         """
         return []
+
+
+class BlockReader(Reader, ABC):
+    """Makes one block after another; the last one stays, for a read that begins in it."""
+
+    def __init__(self, storage: TensorStorage) -> None:
+        super().__init__(storage)
+        self._block = np.empty(0, np.uint8)
+        self._at = 0  # the byte where the block begins
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        done = 0
+        while done < out.size:
+            skip = start + done - self._at
+            if not 0 <= skip < self._block.size:
+                self.move(start + done, start + out.size)
+                skip = start + done - self._at
+            part = self._block[skip : skip + out.size - done]
+            out[done : done + part.size] = part
+            done += part.size
+
+    @abstractmethod
+    def move(self, start: int, stop: int) -> None:
+        """Make the block that has the byte ``start``; those up to ``stop`` are wanted now."""
 
 
 class RangeCrc(NamedTuple):
@@ -83,6 +119,10 @@ class TensorStorage(ABC):
     is_read: bool = True
     #: What the file has in the place of its elements: codes of a type in `dtypes.BLOCKS`.
     block: str | None = None
+    #: The file, as messages show it.
+    path: str | None = None
+    #: What has a CRC and is not read from end to end when this is: of another order, or a part.
+    uncompared: Sequence[TensorStorage] = ()
 
     @property
     def stored(self) -> TensorStorage:
@@ -136,7 +176,7 @@ class TensorStorage(ABC):
         """
         return Reader(self)
 
-    def compared(self) -> list[SpanStorage]:
+    def compared(self) -> list[TensorStorage]:
         """Return what a `Reader` takes the CRC of: what is read from end to end when this is."""
         return []
 
@@ -149,11 +189,7 @@ class TensorStorage(ABC):
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         """Yield all bytes in order. A block is valid until the next one is taken."""
-        buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
-        for start in range(0, self.nbytes, nbytes):
-            block = buffer[: min(nbytes, self.nbytes - start)]
-            self.read_into(start, block)
-            yield block
+        return Reader(self).blocks(nbytes)
 
     def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         """Yield all bytes in order and compare their CRC, where one is known.
@@ -180,23 +216,35 @@ class TensorStorage(ABC):
 
 
 class MadeStorage(TensorStorage):
-    """Bytes that are made of other storages by a `Reader`, which compares what it reads."""
+    """Bytes that are made of other storages, the ``bases``, by a `Reader`, which compares them."""
+
+    location = "cpu"
+
+    def __init__(self, torch_dtype: str, nbytes: int, bases: Sequence[TensorStorage]) -> None:
+        self.torch_dtype = torch_dtype if DTYPES[torch_dtype].storage_class else None
+        self.nbytes = nbytes
+        self._bases = bases
+        self.random_access = all(each.random_access for each in bases)
+        self.depth = 1 + max((each.depth for each in bases), default=-1)
+
+    def made_of(self) -> Iterable[TensorStorage]:
+        return self._bases
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        self.reader(start, start + out.nbytes).read_into(start, out)
+
+    @abstractmethod
+    def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader: ...
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        return self._blocks(self.reader(0, self.nbytes), nbytes)
+        return self.reader(0, self.nbytes).blocks(nbytes)
 
     def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        """Yield all bytes in order, and compare the CRCs of what was read from end to end."""
+        """Yield all bytes in order, and compare every CRC; some are of what is read once more."""
+        read_whole(self.uncompared)
         reader = self.reader(0, self.nbytes)
-        yield from self._blocks(reader, nbytes)
+        yield from reader.blocks(nbytes)
         compare_crcs(self.compared(), [[each] for each in reader.crcs()])
-
-    def _blocks(self, reader: Reader, nbytes: int) -> Iterator[Bytes]:
-        buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
-        for start in range(0, self.nbytes, nbytes):
-            block = buffer[: self.nbytes - start]
-            reader.read_into(start, block)
-            yield block
 
 
 class Measure(NamedTuple):
@@ -325,8 +373,7 @@ class SpanStorage(TensorStorage):
         return self.extent(0, 0)[0]
 
     @property
-    def path(self) -> str:
-        """The file, as messages show it."""
+    def path(self) -> str:  # type: ignore[override]
         return self.source.name
 
     def extent(self, start: int, stop: int) -> tuple[Source, int, int]:
@@ -356,7 +403,7 @@ class SpanStorage(TensorStorage):
     def parts(self, start: int, stop: int) -> Iterator[Part]:
         yield self, start, stop
 
-    def compared(self) -> list[SpanStorage]:
+    def compared(self) -> list[TensorStorage]:
         return [self] if self.crc else []
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
@@ -462,6 +509,9 @@ class StreamStorage(TensorStorage):
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
         return _StreamReader(self)
 
+    def compared(self) -> list[TensorStorage]:
+        return [self] if self.crc else []
+
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         unit = self.swap_nbytes
         rest = b""
@@ -478,7 +528,7 @@ class StreamStorage(TensorStorage):
             yield np.frombuffer(rest, np.uint8)
 
 
-class _StreamReader(Reader):
+class _StreamReader(BlockReader):
     """Goes on where the last read has ended; begins again for what is before that."""
 
     def __init__(self, storage: StreamStorage) -> None:
@@ -487,24 +537,33 @@ class _StreamReader(Reader):
 
     def _begin(self) -> None:
         self._blocks = self._storage.blocks()
-        self._block = np.empty(0, np.uint8)
-        self._at = 0  # where the block begins
+        self._block, self._at = np.empty(0, np.uint8), 0
+        self._crc = RunningCrc32()
 
-    def read_into(self, start: int, out: Bytes) -> None:
+    def move(self, start: int, stop: int) -> None:
         if start < self._at:
             self._begin()
-        done = 0
-        while done < out.size:
-            skip = start + done - self._at
-            part = self._block[skip : skip + out.size - done]
-            out[done : done + part.size] = part
-            done += part.size
-            if done < out.size:
-                self._at += self._block.size
-                self._block = next(self._blocks)
+        while start >= self._at + self._block.size:
+            self._at += self._block.size
+            self._block = next(self._blocks)
+            if self._storage.crc:
+                self._crc.update(self._block.data)
+
+    def crcs(self) -> list[RangeCrc]:
+        stop = self._at + self._block.size
+        if stop == self._storage.nbytes:
+            next(self._blocks, None)  # which sees that nothing follows
+        return [RangeCrc(0, stop, self._crc.value())] if self._storage.crc else []
 
 
-def compare_crcs(compared: Iterable[SpanStorage], ranges: Iterable[Iterable[RangeCrc]]) -> None:
+def read_whole(storages: Iterable[TensorStorage]) -> None:
+    """Read storages and compare their CRCs, for those of which nobody else reads all."""
+    for storage in storages:
+        for _ in storage.checked_blocks():
+            pass
+
+
+def compare_crcs(compared: Iterable[TensorStorage], ranges: Iterable[Iterable[RangeCrc]]) -> None:
     """Compare the CRCs of storages with those of ranges of them, which follow one another.
 
     ``ranges`` are what `Reader.crcs` has given of each of the storages.
