@@ -170,7 +170,7 @@ class ChunkedStorage(MadeStorage):
         self._widest = max((chunk.sizes[axis] for chunk in chunks), default=0) if shape else 0
 
     def span(self) -> tuple[Source, int] | None:
-        if len(self.chunks) != 1 or not _is_whole(self.chunks[0].open()):
+        if len(self.chunks) != 1 or not self.chunks[0].open().is_whole:
             return None
         return self.chunks[0].open().storage.span()
 
@@ -202,7 +202,7 @@ class ChunkedStorage(MadeStorage):
     def with_crcs(self) -> list[tuple[Chunk, list[TensorStorage]]]:
         """The chunks that are all of their storage, and what that compares, if anything."""
         opened = ((chunk, chunk.open()) for chunk in self.chunks)
-        whole = ((chunk, spec.storage.compared()) for chunk, spec in opened if _is_whole(spec))
+        whole = ((chunk, spec.storage.compared()) for chunk, spec in opened if spec.is_whole)
         return [(chunk, found) for chunk, found in whole if found]
 
     @cached_property
@@ -255,13 +255,15 @@ class ChunkedStorage(MadeStorage):
     @cached_property
     def _in_order(self) -> bool:
         """Whether each chunk lies in its storage as it does in the box, or is one element."""
-        return all(_is_range(spec) or not any(spec.stride) for spec in self.tensors)
+        return all(
+            is_contiguous(spec.shape, spec.stride) or not any(spec.stride) for spec in self.tensors
+        )
 
     @cached_property
     def are_runs(self) -> bool:
         """Whether each chunk is a run of the tensor's bytes, and one of its own storage."""
         boxes_are = all(_is_run(chunk.sizes, self.shape) for chunk in self.chunks)
-        return boxes_are and all(_is_stored_run(spec) for spec in self.tensors)
+        return boxes_are and all(spec.is_run for spec in self.tensors)
 
     def at_once(self, nbytes: int) -> int:
         """Return how many bytes to put together at once, where ``nbytes`` would do otherwise.
@@ -348,7 +350,7 @@ class _ChunkedReader(WindowReader):
             done += count
 
     def _read(self, met: _Met, place: Array) -> None:
-        if not _is_stored_run(met.spec):
+        if not met.spec.is_run:
             place[...] = read_view(met.spec, met.shape, met.stride, met.first)
             return
         reader = self._reader_of(met.chunk, met.spec)
@@ -403,22 +405,6 @@ def elements_before(chunk: Chunk, shape: Shape, element: int) -> int:
         if not offset <= index < offset + size:
             break
     return found
-
-
-def _is_whole(spec: TensorSpec) -> bool:
-    """Return whether a tensor is all of its storage, in C order."""
-    nbytes = spec.numel * DTYPES[spec.torch_dtype].itemsize
-    return _is_stored_run(spec) and (spec.storage_offset, nbytes) == (0, spec.storage.nbytes)
-
-
-def _is_stored_run(spec: TensorSpec) -> bool:
-    """Return whether the elements of a tensor are bytes of its storage as they are."""
-    return _is_range(spec) and not (spec.conj or spec.neg)
-
-
-def _is_range(spec: TensorSpec) -> bool:
-    """Return whether the elements of a tensor follow one another in its storage, in C order."""
-    return is_contiguous(spec.shape, spec.stride)
 
 
 def _is_run(sizes: Shape, shape: Shape) -> bool:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torchzip.dtypes import BLOCKS
 from torchzip.errors import UnsupportedError
 from torchzip.tensors.computed import ComputedStorage, Operand, operand_of
-from torchzip.tensors.specs import TensorSpec, is_contiguous
+from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 
 Array = NDArray[Any]
@@ -42,8 +42,8 @@ def fits(block: str, spec: TensorSpec) -> bool:
 def encoded(spec: TensorSpec, block: str) -> TensorStorage:
     """Return the blocks that stand for the elements of a floating tensor, in C order."""
     row = BLOCKS[block]
-    if isinstance(spec.storage, DecodedStorage) and spec.storage.is_whole(spec, block):
-        return spec.storage.codes  # they came as these
+    if spec.storage.block == block and spec.is_whole:
+        return spec.storage.stored  # they came as these
     return ComputedStorage(
         partial(_of_one, _ENCODE[block]),
         [operand_of(spec, "float32", (row.elements,))],
@@ -72,18 +72,12 @@ class DecodedStorage(ComputedStorage):
             rows=codes.nbytes // row.nbytes,
             row=(row.elements,),
         )
-        self.codes = codes
-        self.block: str = block
+        self.block = block
         self.record = codes.record
 
     @property
     def stored(self) -> TensorStorage:
-        return self.codes
-
-    def is_whole(self, spec: TensorSpec, block: str) -> bool:
-        """Return whether a tensor has all numbers in their order, and these blocks are wanted."""
-        elements = spec.numel * 4 == self.nbytes and spec.storage_offset == 0
-        return block == self.block and elements and is_contiguous(spec.shape, spec.stride)
+        return self.operands[0].elements
 
 
 def _scales(greatest: Array, divisor: float) -> tuple[Array, Array]:

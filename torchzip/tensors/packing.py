@@ -37,14 +37,15 @@ _SMALL_GATHER_NBYTES = 1 << 20
 
 def elements_of(spec: TensorSpec) -> TensorStorage:
     """Return the elements of a tensor in C order: its own storage, if that holds just these."""
-    elements = ElementStorage(spec)
-    return spec.storage if elements.is_whole else elements
+    return spec.storage if spec.is_whole else ElementStorage(spec)
 
 
 class ElementStorage(MadeStorage):
     """What a tensor holds, without what else is in its storage, in C order.
 
-    Conj and neg are carried out.
+    Conj and neg are carried out. ``is_strided``: the elements do not follow one another in the
+    tensor's storage, where ``start`` is the byte at which the tensor begins. ``is_range``: they are
+    bytes of it as they are, and ``is_whole``: all of them.
     """
 
     def __init__(self, spec: TensorSpec) -> None:
@@ -53,27 +54,10 @@ class ElementStorage(MadeStorage):
         self.spec = self.viewed = spec
         self.location = spec.storage.location
         self.record = spec.storage.record
-        self._contiguous = is_contiguous(spec.shape, spec.stride)
-
-    @property
-    def start(self) -> int:
-        """The byte of the tensor's storage at which the tensor begins."""
-        return self.spec.storage_offset * self._element_nbytes
-
-    @property
-    def is_range(self) -> bool:
-        """Whether the elements are bytes of the tensor's storage as they are."""
-        return self._contiguous and not (self.spec.conj or self.spec.neg)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether they are all bytes of the tensor's storage as they are."""
-        return self.is_range and (self.start, self.nbytes) == (0, self.spec.storage.nbytes)
-
-    @property
-    def is_strided(self) -> bool:
-        """Whether they do not follow one another in the tensor's storage."""
-        return not self._contiguous
+        self.is_strided = not is_contiguous(spec.shape, spec.stride)
+        self.is_range = not (self.is_strided or spec.conj or spec.neg)
+        self.start = spec.storage_offset * self._element_nbytes
+        self.is_whole = self.is_range and (self.start, self.nbytes) == (0, spec.storage.nbytes)
 
     def parts(self, start: int, stop: int) -> Iterator[Part]:
         if self.is_range:
@@ -101,7 +85,7 @@ class ElementStorage(MadeStorage):
         return self.spec.storage.uncompared if self.is_whole else ()
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
-        if self._contiguous:
+        if not self.is_strided:
             if self.is_range and isinstance(self.spec.storage, SpanStorage) and not self.is_whole:
                 return Reader(self)
             base = self.spec.storage.reader(self.start + start, self.start + stop, nbytes)

@@ -17,7 +17,7 @@ from torchzip.convert.planned import PlannedFile
 from torchzip.convert.selection import Selection
 from torchzip.dtypes import BLOCKS, DTYPES
 from torchzip.errors import UnsupportedError, listed
-from torchzip.tensors.gguf_blocks import ENCODED, DecodedStorage, encoded, fits
+from torchzip.tensors.gguf_blocks import ENCODED, encoded, fits
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 
@@ -63,9 +63,8 @@ class GgufOutput(PlannerByName):
         if dtype in BLOCKS and not fits(dtype, spec):
             self._left.setdefault(dtype, []).append(name)
             dtype = spec.torch_dtype
-        elif dtype == spec.torch_dtype and isinstance(spec.storage, DecodedStorage):
-            block = spec.storage.block  # without a rule it stays what it was in its file
-            dtype = block if spec.storage.is_whole(spec, block) else dtype
+        elif dtype == spec.torch_dtype and spec.storage.block is not None and spec.is_whole:
+            dtype = spec.storage.block  # without a rule it stays what it was in its file
         if dtype not in BLOCKS and DTYPES[dtype].gguf is None:
             raise self.no_dtype(name, dtype)
         return dtype
