@@ -187,11 +187,6 @@ class ChunkedStorage(MadeStorage):
                 for met in self.meeting(sizes, offsets, (1,) * len(sizes)):
                     yield from parts_of_view(met.spec, met.shape, met.stride, met.first)
 
-    def read_into(self, start: int, out: Bytes) -> None:
-        if start < 0 or start + out.nbytes > self.nbytes:
-            raise TensorError("a range outside its storage", record=self.record)
-        super().read_into(start, out)
-
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
         return _ChunkedReader(self, start, stop, nbytes)
 

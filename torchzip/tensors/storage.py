@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorError
-from torchzip.files.crc import RunningCrc32, crc32, crc32_combine, wrong_crc
+from torchzip.files.crc import RunningCrc32, crc32_combine, wrong_crc
 from torchzip.files.source import Source, file_place
 
 Bytes = NDArray[np.uint8]
@@ -143,6 +143,11 @@ class TensorStorage(ABC):
     def read_into(self, start: int, out: Bytes) -> None:
         """Fill ``out`` with the bytes from ``start``."""
 
+    def check_range(self, start: int, nbytes: int) -> None:
+        """Raise TensorError for bytes that are not there."""
+        if start < 0 or start + nbytes > self.nbytes:
+            raise TensorError("a range outside its storage", record=self.record)
+
     def span(self) -> tuple[Source, int] | None:
         """Return the Source and the offset of the bytes, if they lie so in a file; else None."""
         return None
@@ -156,8 +161,7 @@ class TensorStorage(ABC):
 
         It is for fetching it beforehand (`will_read`), and may have gaps that nobody reads.
         """
-        for base in self.made_of():
-            yield from base.parts(0, base.nbytes)
+        return iter(())
 
     def gather(
         self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int
@@ -192,7 +196,7 @@ class TensorStorage(ABC):
         return Reader(self).blocks(nbytes)
 
     def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        """Yield all bytes in order and compare their CRC, where one is known.
+        """Yield all bytes in order and compare their CRCs, where any is known.
 
         For whoever writes them without that CRC: damage must not pass for sound bytes.
 
@@ -201,18 +205,24 @@ class TensorStorage(ABC):
         ArchiveError
             At the end, if the bytes are not those that were stored.
         """
-        if not self.crc:
+        compared = self.compared()
+        if not (compared or self.uncompared):
             yield from self.blocks(nbytes)
             return
-        found = 0
+        for storage in self.uncompared:
+            storage.check()
+        reader = self.reader(0, self.nbytes)
         # Read more at once than a block: long buffers have a quicker CRC.
-        at_once = _READ_NBYTES if self.random_access and self.nbytes > nbytes else nbytes
-        for read in self.blocks(at_once):
-            found = crc32(read.data, found)
+        at_once = _READ_NBYTES if self.crc and self.nbytes > nbytes else nbytes
+        for read in reader.blocks(at_once):
             for first in range(0, read.size, nbytes):
                 yield read[first : first + nbytes]
-        if found != self.crc:
-            raise wrong_crc(found, self.crc, self.record)
+        compare_crcs(compared, [[each] for each in reader.crcs()])
+
+    def check(self) -> None:
+        """Read all bytes and compare their CRC, for nobody who takes them."""
+        for _ in self.checked_blocks():
+            pass
 
 
 class MadeStorage(TensorStorage):
@@ -231,6 +241,7 @@ class MadeStorage(TensorStorage):
         return self._bases
 
     def read_into(self, start: int, out: Bytes) -> None:
+        self.check_range(start, out.nbytes)
         self.reader(start, start + out.nbytes).read_into(start, out)
 
     @abstractmethod
@@ -238,13 +249,6 @@ class MadeStorage(TensorStorage):
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         return self.reader(0, self.nbytes).blocks(nbytes)
-
-    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        """Yield all bytes in order, and compare every CRC; some are of what is read once more."""
-        read_whole(self.uncompared)
-        reader = self.reader(0, self.nbytes)
-        yield from reader.blocks(nbytes)
-        compare_crcs(self.compared(), [[each] for each in reader.crcs()])
 
 
 class Measure(NamedTuple):
@@ -388,8 +392,7 @@ class SpanStorage(TensorStorage):
 
     def read_into(self, start: int, out: Bytes) -> None:
         source, offset = self._locator.locate(self.record)
-        if start < 0 or start + out.nbytes > self.nbytes:
-            raise TensorError("a range outside its storage", record=self.record)
+        self.check_range(start, out.nbytes)
         unit = self._swap_nbytes
         if unit == 1:
             source.read_into(offset + start, out.data)
@@ -418,18 +421,15 @@ class _SpanReader(Reader):
 
     def __init__(self, storage: SpanStorage, start: int, stop: int) -> None:
         super().__init__(storage)
-        self._nbytes = storage.nbytes
         self._source, self._offset = storage._locator.locate(storage.record)
         self._start = self._at = start
         self._stop = stop
         self._crc = RunningCrc32() if storage.crc else None
 
     def read_into(self, start: int, out: Bytes) -> None:
-        stop = start + out.size
-        if start < 0 or stop > self._nbytes:
-            raise TensorError("a range outside its storage", record=self._storage.record)
+        self._storage.check_range(start, out.size)
         self._source.read_into(self._offset + start, out.data)
-        stop = min(stop, self._stop)
+        stop = min(start + out.size, self._stop)
         if self._crc is not None and start <= self._at < stop:
             self._crc.update(out[self._at - start : stop - start].data)
             self._at = stop
@@ -556,13 +556,6 @@ class _StreamReader(BlockReader):
         return [RangeCrc(0, stop, self._crc.value())] if self._storage.crc else []
 
 
-def read_whole(storages: Iterable[TensorStorage]) -> None:
-    """Read storages and compare their CRCs, for those of which nobody else reads all."""
-    for storage in storages:
-        for _ in storage.checked_blocks():
-            pass
-
-
 def compare_crcs(compared: Iterable[TensorStorage], ranges: Iterable[Iterable[RangeCrc]]) -> None:
     """Compare the CRCs of storages with those of ranges of them, which follow one another.
 
@@ -578,7 +571,7 @@ def compare_crcs(compared: Iterable[TensorStorage], ranges: Iterable[Iterable[Ra
         for part in parts:
             if part.start != at:
                 break  # it was read in another order, and shows nothing
-            found = crc32_combine(found, part.crc, part.stop - at)
+            found = crc32_combine(found, part.crc, part.stop - at) if at else part.crc
             at = part.stop
         if at == storage.nbytes and found != storage.crc:
             raise wrong_crc(found, storage.crc or 0, storage.record, storage.path)
