@@ -225,11 +225,10 @@ def convert(
             files = plan.sizes
             if around is not None:
                 until_done.callback(around.close)
-                found = find_companions(
+                plan.companions, left_out = find_companions(
                     around, os.path.dirname(target.path), is_dequantized=bool(plan.dequantized)
                 )
-                plan.companions = found.files
-                plan.lost += found.left_out
+                plan.lost += left_out
             copied = tuple(each.path for each in plan.companions)
             held = [] if isinstance(src, Mapping) else [checkpoint]
             replaced = [] if dry_run else _make_way(target, [*files, *copied], overwrite)

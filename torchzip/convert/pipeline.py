@@ -99,7 +99,7 @@ def _has_weights(folder: str) -> bool:
 def _copied(folder: str, target: str, overwrite: bool, dry_run: bool) -> list[str]:
     """Copy the small files of a component without weights; return where they go."""
     with contextlib.closing(LocalFolder(folder)) as opened:
-        found = find_companions(opened, target).files
+        found, _ = find_companions(opened, target)
         if not dry_run and found:
             os.makedirs(target, exist_ok=True)
         for companion in found:

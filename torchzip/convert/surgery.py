@@ -318,8 +318,7 @@ def _stacked(taken: Taken, rule: _Numbered) -> Taken:
             made[new] = stack(parts)
         except (TypeError, ValueError) as error:
             raise ValueError(f"stack: {new!r}: {error}") from None
-    tensors = {name: held for name, held in made.items() if held is not None}
-    return _flat(taken, tensors)
+    return _flat(taken, made)
 
 
 def _unstacked(taken: Taken, rule: _Numbered) -> Taken:
@@ -338,7 +337,7 @@ def _unstacked(taken: Taken, rule: _Numbered) -> Taken:
             _add(made, found[0].replace("{i}", str(number)), held.lazy[number], rule)
     if not is_used:
         raise rule.unused()
-    return _flat(taken, {name: held for name, held in made.items() if held is not None})
+    return _flat(taken, made)
 
 
 def _add(made: dict[str, Held | None], name: str, held: Held | None, rule: _Numbered) -> None:
@@ -347,7 +346,6 @@ def _add(made: dict[str, Held | None], name: str, held: Held | None, rule: _Numb
     made[name] = held
 
 
-def _flat(taken: Taken, tensors: dict[str, Held]) -> Taken:
-    return Taken(
-        tensors, {name: taken.sources.get(name, name) for name in tensors}, taken.what, True
-    )
+def _flat(taken: Taken, made: dict[str, Held | None]) -> Taken:
+    tensors = {name: held for name, held in made.items() if held is not None}
+    return Taken(tensors, {name: taken.sources.get(name, name) for name in made}, taken.what, True)

@@ -147,13 +147,15 @@ class ChunkedStorage(MadeStorage):
     """The elements of a tensor in C order, put together from chunks when they are read.
 
     The chunks are none of them empty and have passed a `TilingCheck`. A read opens and
-    reads the chunks that it meets, and of those the bytes that it needs.
+    reads the chunks that it meets, and of those the bytes that it needs. ``bases`` are their
+    storages, if these are no files that are opened later.
     """
 
     def __init__(
-        self, torch_dtype: str, shape: Shape, chunks: Sequence[Chunk], record: str
-    ) -> None:
-        super().__init__(torch_dtype, math.prod(shape) * DTYPES[torch_dtype].itemsize, ())
+        self, torch_dtype: str, shape: Shape, chunks: Sequence[Chunk], record: str,
+        bases: Sequence[TensorStorage] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(torch_dtype, math.prod(shape) * DTYPES[torch_dtype].itemsize, bases)
         self.record = record
         self.dtype = numpy_dtype(torch_dtype)
         self.shape = shape
@@ -216,9 +218,8 @@ class ChunkedStorage(MadeStorage):
             Chunk(old.offsets, old.sizes, old.place, spec)
             for old, spec in zip(self.chunks, tensors, strict=True)
         ]
-        made = ChunkedStorage(torch_dtype, self.shape, chunks, self.record or "")
-        made.random_access, made.depth = self.random_access, self.depth + 1
-        return made
+        bases = [chunk.open().storage for chunk in chunks]
+        return ChunkedStorage(torch_dtype, self.shape, chunks, self.record or "", bases)
 
     def gather(
         self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int
