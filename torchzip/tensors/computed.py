@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.tensors.casts import Cast, CastStorage
+from torchzip.tensors.casts import Cast, CastStorage, is_castable
 from torchzip.tensors.chunks import ChunkedStorage
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.packing import ElementStorage, elements_of
@@ -109,7 +109,10 @@ class Operand:
 def operand_of(spec: TensorSpec, computed: str, row: Shape = (), repeat: int = 1) -> Operand:
     """Return a tensor as an operand, as it was before it was rounded."""
     spec = unrounded(spec)
-    return Operand(elements_of(spec), spec.torch_dtype, computed, row, repeat)
+    elements, dtype = elements_of(spec), spec.torch_dtype
+    if dtype != computed and is_castable(dtype) and is_castable(computed):
+        elements, dtype = CastStorage(elements, dtype, computed), computed
+    return Operand(elements, dtype, computed, row, repeat)
 
 
 class ComputedStorage(MadeStorage):
@@ -274,10 +277,6 @@ class OperandReader:
         self._from = numpy_dtype(operand.torch_dtype)
         self._raw = np.empty(0, self._from)
         self._values = np.empty(0, numpy_dtype(operand.computed))
-        castable = DTYPES[operand.torch_dtype].castable and DTYPES[operand.computed].castable
-        self._cast = None
-        if castable and operand.torch_dtype != operand.computed:
-            self._cast = Cast(operand.torch_dtype, operand.computed)
 
     def crcs(self) -> list[RangeCrc]:
         return self._reader.crcs() if self._operand.repeat == 1 else []
@@ -295,9 +294,7 @@ class OperandReader:
             self._raw = np.empty(count, self._from)
         raw = values if is_same else self._raw[:count]
         self._reader.read_into(first * operand.row_nbytes, raw.view(np.uint8))
-        if self._cast is not None:
-            self._cast.into(raw.view(np.uint8), values.view(np.uint8))
-        elif not is_same:
+        if not is_same:
             values[...] = raw
         return values.reshape(stop - first, *operand.row)
 
