@@ -19,7 +19,6 @@ from torchzip.files.ranges import RangeWriter
 from torchzip.files.source import file_place
 from torchzip.files.streamed_file import StreamedFile
 from torchzip.files.watch import Watched
-from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.computed import names_tensor
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.storage import (
@@ -88,34 +87,23 @@ def _can_go_unread(storage: TensorStorage) -> bool:
     )
 
 
-def _read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
-    """Return the storages with a CRC that these are made of, but not of all their bytes in order.
+def check_read_in_part(storages: Iterable[TensorStorage]) -> None:
+    """Compare the CRCs of what storages are made of, but not of all its bytes in order.
 
-    So nothing that is written shows whether they are damaged.
+    So nothing that is written shows whether it is damaged.
     """
     found: dict[int, TensorStorage] = {}
     for storage in storages:
-        inner = storage.base if isinstance(storage, CastStorage) else storage
-        if isinstance(inner, ElementStorage) and inner.is_whole:
-            inner = inner.spec.storage
-        if inner.crc:  # it is read from end to end itself
-            continue
-        compared = {id(each) for each in inner.compared()}
-        left = list(inner.made_of())
+        compared = {id(each) for each in storage.compared()}
+        left = [storage]
         while left:
             part = left.pop()
             left += part.made_of()
             if part.crc and id(part) not in compared:
                 found[id(part)] = part
-    return list(found.values())
-
-
-def check_read_in_part(storages: Iterable[TensorStorage]) -> None:
-    """Compare the CRCs of storages of which only a part is written, or not in order."""
-    partial = _read_in_part(storages)
-    will_read(partial)
-    for storage in partial:
-        storage.check()
+    will_read(found.values())
+    for part in found.values():
+        part.check()
 
 
 def cut(
