@@ -206,7 +206,7 @@ class TensorStorage(ABC):
             At the end, if the bytes are not those that were stored.
         """
         compared = self.compared()
-        if not (compared or self.uncompared):
+        if not (compared or self.uncompared or self.made_of()):
             yield from self.blocks(nbytes)
             return
         for storage in self.uncompared:
