@@ -148,7 +148,7 @@ class ChunkedStorage(MadeStorage):
 
     The chunks are none of them empty and have passed a `TilingCheck`. A read opens and
     reads the chunks that it meets, and of those the bytes that it needs. ``bases`` are their
-    storages, if these are no files that are opened later.
+    storages, unless a chunk opens its file when it is read.
     """
 
     def __init__(
