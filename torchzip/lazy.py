@@ -246,29 +246,33 @@ def dequantized(
             raise TypeError(
                 f"a checkpoint or a mapping was expected, not {type(checkpoint).__name__}"
             )
-        checkpoint = {name: _dense(name, value) for name, value in checkpoint.items()}
+        checkpoint = {name: tensor_named(name, value) for name, value in checkpoint.items()}
     return dequantized_checkpoint(checkpoint, config, transposes=transpose_experts).tensors
 
 
-def _dense(name: str, value: Any) -> Any:
-    """Return what stands for a tensor as one; tensors of other kinds as they are."""
-    value = data_of(value)
-    if isinstance(value, OtherTensor):
-        return value
+def tensor_named(name: str, value: Any) -> LazyTensor | OtherTensor:
+    """Return what stands for a tensor as one; what it says of any other value has the name."""
     try:
-        return value if isinstance(value, LazyTensor) else LazyTensor(_spec_of(value))
+        return _tensor(value)
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from None
 
 
-def _spec_of(value: Any) -> TensorSpec:
-    """Return what stands for a tensor as one."""
+def _tensor(value: Any) -> LazyTensor | OtherTensor:
     value = data_of(value)
-    if not isinstance(value, LazyTensor | np.ndarray):
-        value = np.asarray(value) if isinstance(value, np.generic) else as_tensor(value)
+    if not isinstance(value, LazyTensor | OtherTensor | np.ndarray):
+        value = np.asarray(value) if isinstance(value, np.generic) else data_of(as_tensor(value))
+    made: LazyTensor | OtherTensor | None
     made = tensor_of(value) if isinstance(value, np.ndarray) else value
+    if made is None:
+        raise TypeError(f"torch does not have the dtype {value.dtype}")
+    return made
+
+
+def _spec_of(value: Any) -> TensorSpec:
+    made = _tensor(value)
     if not isinstance(made, LazyTensor):
-        raise TypeError(f"torch does not have the dtype {value.dtype}, or it is not a dense tensor")
+        raise TypeError(f"a dense tensor was expected, not a {type(made).__name__}")
     return made.spec
 
 

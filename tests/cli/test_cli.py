@@ -365,6 +365,9 @@ def test_missing_target_folder(capsys: Capture, model: Path) -> None:
     assert err.endswith("no/out.pt: The directory to put it in does not exist; make it first\n")
     err = run.says(1, capsys, "convert", model, f"{model.parent}/no/out/")
     assert err.endswith("no/out: The directory around it does not exist; make it first\n")
+    if Path("/proc/self").exists():
+        err = run.says(1, capsys, "convert", model, "/proc/out.pt")
+        assert err.endswith("/proc/out.pt: The directory takes no new files; choose another one\n")
 
 
 def test_force_is_not_advised_where_it_was_given(capsys: Capture, model: Path) -> None:

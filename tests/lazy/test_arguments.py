@@ -127,6 +127,9 @@ def test_with_tensors_of_torch(torch: Any) -> None:
     ):
         with pytest.raises(TypeError, match="unsupported operand"):
             _FLOATS + other
+        with pytest.raises(TypeError, match="a dense tensor was expected, not a"):
+            lazy.cat([other])
+        assert isinstance(lazy.dequantized({"a": other})["a"], tz.types.OtherTensor)
     with pytest.raises(TypeError, match="meta device"):
         _FLOATS + ones.to("meta")
     assert _FLOATS.to(torch.bfloat16).torch_dtype == "bfloat16"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.test_cost import peak_below
 from torchzip.dtypes import DTYPES
 from torchzip.tensors.cast_steps import CHUNK, fast_steps, plain_cast
-from torchzip.tensors.casts import Cast, CastStorage, is_castable, whole_items
+from torchzip.tensors.casts import Cast, CastStorage, is_castable
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.storage import ArrayStorage, Bytes, TensorStorage
 
@@ -302,19 +302,3 @@ def test_storage_says_what_it_is() -> None:
     assert (typed.torch_dtype, typed.nbytes, typed.location) == ("float16", 4, "cuda:1")
     assert typed.crc is None
     assert CastStorage(base, "float32", "float8_e5m2").torch_dtype is None
-
-
-@given(st.binary(max_size=200), st.lists(st.integers(1, 30)), st.sampled_from([1, 2, 4, 8, 16]))
-def test_whole_items(data: bytes, cuts: list[int], itemsize: int) -> None:
-    """The same bytes come out in aligned blocks of whole elements; a last part is dropped."""
-    raw = np.frombuffer(data, np.uint8)
-    blocks = []
-    at = 0
-    for cut in [*cuts, len(data)]:
-        blocks.append(raw[at : at + cut])
-        at += cut
-    made = [(block.copy(), block.ctypes.data) for block in whole_items(iter(blocks), itemsize)]
-    assert all(block.size % itemsize == 0 for block, _ in made)
-    assert all(address % itemsize == 0 for _, address in made)
-    whole = len(data) // itemsize * itemsize
-    assert b"".join(block.tobytes() for block, _ in made) == data[:whole]

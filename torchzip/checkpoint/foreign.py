@@ -15,27 +15,30 @@ from typing import Any
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.checkpoint.walk import holders, reach
 from torchzip.errors import UnsafeGlobalError
-from torchzip.formats.base import Child
+from torchzip.formats.base import Child, Container, Contents
+from torchzip.formats.pickled import refuse_foreign
 from torchzip.leaf_types import ForeignObject
+from torchzip.limits import Limits
 from torchzip.tensors.kinds.base import OtherTensor
 
 _RANGES = "_dynamo_dynamic_range"
 _RANGE = ("torch._dynamo.decorators", "_DimRange")
 
 
-def refuse_objects(root: Any, path: str) -> None:
-    """Raise UnsafeGlobalError if there is a ForeignObject in a value."""
-    found = {
-        (value.module, value.name): None
-        for value in reach(root, _parts)
-        if isinstance(value, ForeignObject)
-    }
-    if found:
-        raise UnsafeGlobalError(
-            list(found),
-            what="objects that torchzip knows the names of and does not make",
-            path=path,
-        )
+def refuse_objects(
+    container: Container, contents: Contents, limits: Limits, constants: Any = None
+) -> None:
+    """Raise UnsafeGlobalError for names outside the table, and for ForeignObjects in the values."""
+    refuse_foreign(container, contents, limits)
+    for root in (contents.root, constants):
+        objects = (each for each in reach(root, _parts) if isinstance(each, ForeignObject))
+        found = dict.fromkeys((each.module, each.name) for each in objects)
+        if found:
+            raise UnsafeGlobalError(
+                list(found),
+                what="objects that torchzip knows the names of and does not make",
+                path=container.name,
+            )
 
 
 def _parts(value: Any) -> Iterator[Child]:

@@ -137,11 +137,8 @@ class Checkpoint(Mapping[str, T_co]):
                 contents.add([constants])
             if foreign == "raise":
                 from torchzip.checkpoint.foreign import refuse_objects  # which few ask for
-                from torchzip.formats.pickled import refuse_foreign
 
-                refuse_foreign(container, contents, limits)
-                for value in (contents.root, constants and constants.root):
-                    refuse_objects(value, container.name)
+                refuse_objects(container, contents, limits, constants and constants.root)
         except BaseException:
             container.close()
             raise

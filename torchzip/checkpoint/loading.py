@@ -252,10 +252,8 @@ def load(
         contents = container.read(make_factory)
         if foreign == "raise":
             from torchzip.checkpoint.foreign import refuse_objects  # which few ask for
-            from torchzip.formats.pickled import refuse_foreign
 
-            refuse_foreign(container, contents, limits)
-            refuse_objects(contents.root, container.name)
+            refuse_objects(container, contents, limits)
         with ErrorPlace(path=container.name):
             if verify:
                 container.check_parts()

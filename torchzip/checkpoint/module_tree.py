@@ -55,8 +55,8 @@ class Module:
 
 
 @collector_paused(True)
-def module_tree(outline: Outline, rows: Iterable[TensorRow] | None = None) -> Module:
-    """Return the root of the tree of an outline's tensors, or of some of them.
+def module_tree(outline: Outline) -> Module:
+    """Return the root of the tree of an outline's tensors.
 
     >>> import io, numpy as np, torchzip
     >>> from torchzip.checkpoint.outline import outline
@@ -69,7 +69,7 @@ def module_tree(outline: Outline, rows: Iterable[TensorRow] | None = None) -> Mo
     """
     root = Module("")
     stored: set[int] = set()
-    for row in outline.tensors if rows is None else rows:
+    for row in outline.tensors:
         stored_nbytes = 0
         for number in row.storages:
             if number not in stored:

@@ -221,11 +221,6 @@ def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
     """
     rows = _Rows()
     tensors = [rows.row(name, tensor) for name, tensor in checkpoint.items()]
-    by_dtype: dict[str, list[int]] = {}
-    for row in tensors:
-        sums = by_dtype.get(row.dtype) or by_dtype.setdefault(row.dtype, [0, 0])
-        sums[0] += 1
-        sums[1] += row.nbytes
     notes = list(checkpoint.container.notes)
     beside = Beside()
     try:
@@ -251,7 +246,7 @@ def outline(checkpoint: Outlined, *, plain: bool = True) -> Outline:
         unnamed=tuple(unnamed),
         constants=tuple(constants),
         constant_count=len(checkpoint.constants),
-        by_dtype={dtype: DtypeSum(*sums) for dtype, sums in by_dtype.items()},
+        by_dtype=_by_dtype(tensors),
         stored_nbytes=rows.stored_nbytes,
         subclasses={name: class_of(call) for name, call in checkpoint.subclassed.items()},
         foreign=tuple(f"{module}.{name}" for module, name in checkpoint.foreign_in_root),
@@ -282,10 +277,6 @@ def chosen(outline: Outline, globs: Sequence[str]) -> Outline:
         tuple(row for row in rows if row.name in wanted)
         for rows in (outline.tensors, outline.unnamed, outline.constants)
     )
-    by_dtype: dict[str, DtypeSum] = {}
-    for row in tensors:
-        before = by_dtype.get(row.dtype, DtypeSum(0, 0))
-        by_dtype[row.dtype] = DtypeSum(before.tensors + 1, before.nbytes + row.nbytes)
     used = {number for row in (*tensors, *unnamed, *constants) for number in row.storages}
     return replace(
         outline,
@@ -293,9 +284,18 @@ def chosen(outline: Outline, globs: Sequence[str]) -> Outline:
         unnamed=unnamed,
         constants=constants,
         values=tuple(row for row in outline.values if row.path in wanted),
-        by_dtype=by_dtype,
+        by_dtype=_by_dtype(tensors),
         stored_nbytes=sum(outline.storages[number].stored_nbytes for number in used),
     )
+
+
+def _by_dtype(rows: Sequence[TensorRow]) -> dict[str, DtypeSum]:
+    sums: dict[str, list[int]] = {}
+    for row in rows:
+        found = sums.get(row.dtype) or sums.setdefault(row.dtype, [0, 0])
+        found[0] += 1
+        found[1] += row.nbytes
+    return {dtype: DtypeSum(*each) for dtype, each in sums.items()}
 
 
 def class_of(call: ForeignObject) -> str:

@@ -31,19 +31,17 @@ class Companion(NamedTuple):
     source: Source
 
 
-class Companions(NamedTuple):
-    """What is copied, and a line for each file that is not, or not all of it."""
-
-    files: tuple[Companion, ...] = ()
-    left_out: tuple[str, ...] = ()
-
-
 class _File(Protocol):
     def write_at(self, offset: int, data: Buffer) -> None: ...
 
 
-def companions(folder: Folder, target: str, *, is_dequantized: bool = False) -> Companions:
-    """Return the small files of a folder, which go to the folder ``target``."""
+def companions(
+    folder: Folder, target: str, *, is_dequantized: bool = False
+) -> tuple[list[Companion], list[str]]:
+    """Return the small files of a folder, which go to the folder ``target``.
+
+    And a line for each file that is not copied, or not all of it.
+    """
     files: list[Companion] = []
     left_out: list[str] = []
     for name, source in _small_files(folder):
@@ -60,7 +58,7 @@ def companions(folder: Folder, target: str, *, is_dequantized: bool = False) -> 
                 left_out.append(f"{name}: what it says of the quantization")
                 source = FileObjectSource(io.BytesIO(plain))
         files.append(Companion(join(target, name), source))
-    return Companions(tuple(files), tuple(left_out))
+    return files, left_out
 
 
 def _small_files(folder: Folder) -> Iterator[tuple[str, Source]]:

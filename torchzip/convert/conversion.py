@@ -7,7 +7,6 @@ import errno
 import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from functools import partial
 from typing import Any, Literal
 
 from torchzip.checkpoint.lazy import Checkpoint
@@ -174,18 +173,12 @@ def convert(
     >>> report.tensors, report.lost
     (1, ())
     """
+    options = dict(locals())  # before there are others
     src, dst = located(src, storage_options), located(dst, storage_options)
     if isinstance(src, str | os.PathLike) and is_pipeline(src):
-        each = partial(
-            convert, dtype=dtype, rename=rename, include=include, exclude=exclude, map=map,
-            weights=weights, ema=ema, strip_wrappers=strip_wrappers, untie=untie, pack=pack,
-            stack=stack, unstack=unstack, metadata=metadata, max_shard_size=max_shard_size,
-            jobs=jobs, executor=executor, progress=progress, verify=verify, limits=limits,
-            dequantize=dequantize,
-        )  # fmt: skip
-        return convert_pipeline(
-            each, src, dst, overwrite=overwrite, dry_run=dry_run, companions=companions
-        )
+        for name in ("src", "dst", "storage_options"):
+            del options[name]
+        return convert_pipeline(convert, src, dst, **options)
     around = _folder_around(src, dst) if companions else None
     target = parse_target(dst, safetensors_name(around.names if around is not None else ()))
     surgery = Surgery(
@@ -232,11 +225,10 @@ def convert(
             files = plan.sizes
             if around is not None:
                 until_done.callback(around.close)
-                found = find_companions(
+                plan.companions, left_out = find_companions(
                     around, os.path.dirname(target.path), is_dequantized=bool(plan.dequantized)
                 )
-                plan.companions = found.files
-                plan.lost += found.left_out
+                plan.lost += left_out
             copied = tuple(each.path for each in plan.companions)
             held = [] if isinstance(src, Mapping) else [checkpoint]
             replaced = [] if dry_run else _make_way(target, [*files, *copied], overwrite)

@@ -13,7 +13,7 @@ from torchzip.convert.plan import Plan
 from torchzip.convert.planned import PlannedFile
 from torchzip.dtypes import DTYPES
 from torchzip.errors import shown
-from torchzip.tensors.casts import Cast, CastStorage
+from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec, is_dense
 
@@ -36,13 +36,14 @@ def by_tensor(file: PlannedFile, counts: Mapping[int, int]) -> Iterator[tuple[st
 
 
 def _count(spec: TensorSpec, storage: CastStorage) -> int:
-    cast = Cast(storage.source, storage.target)
     before = storage.base
     if not isinstance(before, ElementStorage):
         before = ElementStorage(spec.replace(storage=before, torch_dtype=storage.source))
-    for _ in CastStorage(before, storage.source, storage.target).blocks(cast=cast):
+    cast = CastStorage(before, storage.source, storage.target)
+    reader = cast.reader(0, cast.nbytes)
+    for _ in reader.blocks():
         pass
-    return cast.out_of_range
+    return reader.out_of_range
 
 
 def sentence(overflowed: Mapping[str, int], plan: Plan) -> str:

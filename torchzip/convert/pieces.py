@@ -13,17 +13,21 @@ from itertools import chain
 
 import numpy as np
 
-from torchzip.files.crc import RunningCrc32, crc32
+from torchzip.files.crc import RunningCrc32
 from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
 from torchzip.files.source import file_place
 from torchzip.files.streamed_file import StreamedFile
 from torchzip.files.watch import Watched
-from torchzip.tensors.casts import Cast, CastReader, CastStorage
-from torchzip.tensors.chunks import ChunkedStorage
-from torchzip.tensors.computed import ComputedStorage, names_tensor
+from torchzip.tensors.computed import names_tensor
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.storage import RangeCrc, Reader, SpanStorage, TensorStorage, will_read
+from torchzip.tensors.storage import (
+    RangeCrc,
+    Reader,
+    SpanStorage,
+    TensorStorage,
+    will_read,
+)
 
 Tell = Callable[[int], None]
 
@@ -83,45 +87,23 @@ def _can_go_unread(storage: TensorStorage) -> bool:
     )
 
 
-def _read_in_part(storages: Iterable[TensorStorage]) -> list[TensorStorage]:
-    """Return the storages with a CRC that these are made of, but not of all their bytes in order.
+def check_read_in_part(storages: Iterable[TensorStorage]) -> None:
+    """Compare the CRCs of what storages are made of, but not of all its bytes in order.
 
-    So nothing that is written shows whether they are damaged.
+    So nothing that is written shows whether it is damaged.
     """
     found: dict[int, TensorStorage] = {}
     for storage in storages:
-        inner = storage.base if isinstance(storage, CastStorage) else storage
-        if isinstance(inner, ElementStorage) and inner.is_whole:
-            inner = inner.spec.storage
-        if inner.crc:  # it is read from end to end itself
-            continue
-        compared = {id(each) for each in inner.compared()}
-        left = list(inner.made_of())
+        compared = {id(each) for each in storage.compared()}
+        left = [storage]
         while left:
             part = left.pop()
             left += part.made_of()
             if part.crc and id(part) not in compared:
                 found[id(part)] = part
-    return list(found.values())
-
-
-def check_read_in_part(storages: Iterable[TensorStorage]) -> None:
-    """Compare the CRCs of storages of which only a part is written, or not in order."""
-    partial = _read_in_part(storages)
-    will_read(partial)
-    for storage in partial:
-        for _ in storage.checked_blocks():
-            pass
-
-
-def goes_by_ranges(storage: TensorStorage) -> bool:
-    """Return whether any range of a storage is read, gathered or computed by itself."""
-    inner = storage.base if isinstance(storage, CastStorage) else storage
-    if isinstance(inner, ElementStorage):
-        return inner.random_access and (inner.is_range or inner.is_strided)
-    if isinstance(inner, ChunkedStorage):
-        return inner.random_access and not inner.uncompared
-    return inner.random_access and isinstance(inner, SpanStorage | ComputedStorage | CastStorage)
+    will_read(found.values())
+    for part in found.values():
+        part.check()
 
 
 def cut(
@@ -129,7 +111,7 @@ def cut(
     name: str = "",
 ) -> Iterator[Piece]:  # fmt: skip
     """Yield the pieces, of about ``nbytes``, of a storage that goes to ``offset`` of a file."""
-    if not goes_by_ranges(storage):
+    if not storage.random_access or storage.uncompared:
         yield Piece(storage, 0, storage.nbytes, offset, with_crc=with_crc, name=name)
         return
     # Without a look at the bytes only if a CRC goes along that shows damage, or there is none.
@@ -180,8 +162,7 @@ class PieceWriter:
             return Written(0)
         self._out.begin(piece.offset, piece.nbytes)
         with names_tensor(piece.name):
-            is_range = goes_by_ranges(piece.storage)
-            written = self._write_range(piece) if is_range else self._write_blocks(piece)
+            written = self._write_read(piece)
         self._out.end()
         return written
 
@@ -196,8 +177,10 @@ class PieceWriter:
             self._tell(piece.nbytes)
         return copied
 
-    def _write_range(self, piece: Piece) -> Written:
+    def _write_read(self, piece: Piece) -> Written:
         storage = piece.storage
+        for part in storage.uncompared:
+            part.check()
         reader = Reader(storage) if piece.copied else storage.reader(piece.start, piece.stop)
         is_known = piece.copied or bool(known_crc(storage))  # then the reader has the CRC
         crc = RunningCrc32()
@@ -211,23 +194,5 @@ class PieceWriter:
             self._tell(room.nbytes)
             at += room.nbytes
         compared = tuple(reader.crcs())
-        lost = reader.out_of_range if isinstance(reader, CastReader) else 0
         found = compared[0].crc if is_known and compared else crc.value()
-        return Written(found, compared, lost)
-
-    def _write_blocks(self, piece: Piece) -> Written:
-        """Write a storage that can only be read from its start to its end."""
-        storage, cast = piece.storage, None
-        # The bytes are given a new CRC, so damage must show here.
-        if isinstance(storage, CastStorage):
-            cast = Cast(storage.source, storage.target)
-            blocks = storage.blocks(cast=cast)
-        else:
-            blocks = storage.checked_blocks()
-        crc = 0
-        for block in blocks:
-            if piece.with_crc:
-                crc = crc32(block.data, crc)
-            self._out.write(block.data)
-            self._tell(block.nbytes)
-        return Written(crc, out_of_range=cast.out_of_range if cast is not None else 0)
+        return Written(found, compared, reader.out_of_range)

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 from torchzip.container.hub_names import is_index, is_whole, parse_shard
 from torchzip.convert.companions import companions as find_companions
@@ -36,6 +37,7 @@ def is_pipeline(src: str | os.PathLike[str]) -> bool:
 def convert_pipeline(
     convert: Callable[..., ConvertReport], src: str | os.PathLike[str],
     dst: str | os.PathLike[str], *, overwrite: bool, dry_run: bool, companions: bool,
+    **options: Any,
 ) -> ConvertReport:  # fmt: skip
     """Convert each component by ``convert(src, dst, ...)``; return one report of all.
 
@@ -71,7 +73,7 @@ def convert_pipeline(
             if name and _has_weights(inner):
                 reports[name] = convert(
                     inner, os.path.join(place, name, ""), overwrite=overwrite, dry_run=dry_run,
-                    companions=companions,
+                    companions=companions, **options,
                 )  # fmt: skip
             elif companions:
                 copied += _copied(inner, os.path.join(place, name), overwrite, dry_run)
@@ -97,7 +99,7 @@ def _has_weights(folder: str) -> bool:
 def _copied(folder: str, target: str, overwrite: bool, dry_run: bool) -> list[str]:
     """Copy the small files of a component without weights; return where they go."""
     with contextlib.closing(LocalFolder(folder)) as opened:
-        found = find_companions(opened, target).files
+        found, _ = find_companions(opened, target)
         if not dry_run and found:
             os.makedirs(target, exist_ok=True)
         for companion in found:

@@ -8,7 +8,7 @@ what the target cannot carry. It reads no tensor data.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,7 +51,7 @@ class Plan:
     #: Which part of the source was chosen, in words.
     taken: str = ""
     #: What is copied beside the files.
-    companions: tuple[Companion, ...] = ()
+    companions: Sequence[Companion] = ()
 
     @property
     def tied(self) -> dict[str, str]:

@@ -6,16 +6,12 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from torchzip.checkpoint.lazy import Checkpoint, checkpoint_of
-from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, tensor_of
-from torchzip.checkpoint.structure import as_tensor
 from torchzip.errors import shown
 from torchzip.files.source import File
 from torchzip.formats.base import Container, Contents, MakeFactory, RecordCheck
+from torchzip.lazy import tensor_named
 from torchzip.limits import Limits
-from torchzip.types import OtherTensor
 
 #: What `convert` takes as its source.
 Source = File | Checkpoint | Mapping[str, Any]
@@ -47,7 +43,7 @@ class _Mapping(Container):
             if not isinstance(name, str):
                 raise TypeError(f"a tensor has the name {shown(name)}; a string was expected")
             if id(value) not in made:
-                made[id(value)] = value, _tensor(name, value)
+                made[id(value)] = value, tensor_named(name, value)
             self._root[name] = made[id(value)][1]
 
     def read(self, make_factory: MakeFactory) -> Contents:
@@ -58,18 +54,3 @@ class _Mapping(Container):
 
     def close(self) -> None:
         """Do nothing: the files of its tensors belong to their openers."""
-
-
-def _tensor(name: str, value: Any) -> Any:
-    """Return what stands for a tensor as a LazyTensor, or a tensor of another kind."""
-    value = data_of(value)
-    if isinstance(value, LazyTensor | OtherTensor):
-        return value
-    try:
-        array = value if isinstance(value, np.ndarray) else as_tensor(value)
-        made = tensor_of(array) if isinstance(array, np.ndarray) else data_of(array)
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
-    if made is None:
-        raise TypeError(f"{name}: torch does not have the dtype {value.dtype}")
-    return made

@@ -60,6 +60,7 @@ class Taken:
     is_flat: bool = False
 
 
+@dataclass(kw_only=True)
 class Surgery:
     """What is asked for.
 
@@ -69,26 +70,20 @@ class Surgery:
         If a rule of ``stack`` or ``unstack`` is not valid.
     """
 
-    def __init__(
-        self,
-        *,
-        weights: bool = False,
-        ema: bool = False,
-        strip_wrappers: bool = False,
-        untie: bool = False,
-        pack: bool = False,
-        stack: Iterable[tuple[str, str]] | None = None,
-        unstack: Iterable[tuple[str, str]] | None = None,
-    ) -> None:
-        self.weights = weights or ema
-        self.ema = ema
-        self.strip_wrappers = strip_wrappers
-        self.untie = untie
-        self.pack = pack
+    weights: bool = False
+    ema: bool = False
+    strip_wrappers: bool = False
+    untie: bool = False
+    pack: bool = False
+    stack: Iterable[tuple[str, str]] | None = None
+    unstack: Iterable[tuple[str, str]] | None = None
+
+    def __post_init__(self) -> None:
         what = "a list of pairs (old name, new name)"
-        self._stack = [_Numbered("stack", *pair) for pair in parse_pairs("stack", what, stack)]
-        self._unstack = [
-            _Numbered("unstack", *pair) for pair in parse_pairs("unstack", what, unstack)
+        self._rules = [
+            _Numbered(option, *pair)
+            for option, pairs in (("stack", self.stack), ("unstack", self.unstack))
+            for pair in parse_pairs(option, what, pairs)
         ]
 
     def take(self, checkpoint: Checkpoint, root: Any, tensors: Mapping[str, Held]) -> Taken:
@@ -100,15 +95,13 @@ class Surgery:
             If there is no model, or there are several; or if two tensors get one name.
         """
         taken = Taken(dict(tensors), {name: name for name in tensors})
-        if self.weights:
+        if self.weights or self.ema:
             roles = find_roles(root, outline(checkpoint, plain=False))
             taken = _weights(root, taken.tensors, roles, ema=self.ema)
         if self.strip_wrappers:
             taken = _without_wrappers(taken)
-        for rule in self._stack:
-            taken = _stacked(taken, rule)
-        for rule in self._unstack:
-            taken = _unstacked(taken, rule)
+        for rule in self._rules:
+            taken = (_stacked if rule.option == "stack" else _unstacked)(taken, rule)
         return taken
 
 
@@ -120,7 +113,7 @@ def _weights(root: Any, tensors: dict[str, Held], roles: list[Role], *, ema: boo
         raise ValueError("weights: the file has no state dict of a model; ls shows what it has")
     names = [name for name in tensors if name.startswith(prefix) and name not in in_roles]
     sources = {name[len(prefix) :]: name for name in names}
-    what = f"{count_text(len(sources), 'tensor')} of {prefix[:-1] or 'the object itself'}"
+    from_ema = ""
     if ema:
         averages = _averages(tensors, roles, prefix) | _lit_averages(sources)
         alone = None if averages else _lone_ema(root, tensors)
@@ -135,22 +128,15 @@ def _weights(root: Any, tensors: dict[str, Held], roles: list[Role], *, ema: boo
             if name not in of_ema
         }
         swapped = sum(averages.get(prefix + name) == source for name, source in sources.items())
-        what = (
-            f"{count_text(len(sources), 'tensor')} of {prefix[:-1] or 'the object itself'}, "
-            f"{swapped:,} of them from the EMA copy"
-        )
+        from_ema = f", {swapped:,} of them from the EMA copy"
+    what = f"{count_text(len(sources), 'tensor')} of {prefix[:-1] or 'the object itself'}{from_ema}"
     return Taken({new: tensors[old] for new, old in sources.items()}, sources, what, True)
 
 
-class _Names:
-    """Names in order, to ask whether one begins so."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = sorted(names)
-
-    def any_below(self, prefix: str) -> bool:
-        at = bisect_left(self._names, prefix)
-        return at < len(self._names) and self._names[at].startswith(prefix)
+def _any_below(names: list[str], prefix: str) -> bool:
+    """Return whether one of the names, which are sorted, begins with a prefix."""
+    at = bisect_left(names, prefix)
+    return at < len(names) and names[at].startswith(prefix)
 
 
 def _way_to_model(root: Any, candidates: list[str]) -> str | None:
@@ -161,7 +147,7 @@ def _way_to_model(root: Any, candidates: list[str]) -> str | None:
     ValueError
         If several could be it.
     """
-    names, value, prefix = _Names(candidates), root, ""
+    names, value, prefix = sorted(candidates), root, ""
     if not candidates:
         return None
     while isinstance(value, dict):
@@ -171,7 +157,7 @@ def _way_to_model(root: Any, candidates: list[str]) -> str | None:
             text = key_text(key)
             if is_weight(child):
                 has_tensors = True
-            elif names.any_below(f"{prefix}{text}."):
+            elif _any_below(names, f"{prefix}{text}."):
                 below[text] = child
         known = next((name for name in _STATE_DICTS if name in below), None)
         if known is None and (has_tensors or not below):
@@ -225,12 +211,10 @@ def _lone_ema(root: Any, tensors: dict[str, Held]) -> Taken | None:
     """Return the averaged tensors of a checkpoint that has nothing that they are averages of."""
     if not isinstance(root, dict):
         return None
-    names = _Names(tensors)
-    for key in root:
-        prefix = f"{key_text(key)}."
-        if not EMA.search(key_text(key)) or not names.any_below(prefix):
-            continue
+    for prefix in [f"{text}." for text in map(key_text, root) if EMA.search(text)]:
         inside = {name[len(prefix) :]: name for name in tensors if name.startswith(prefix)}
+        if not inside:
+            continue
         step = next((name.partition(".")[0] for name in inside if "." in name), "")
         if EMA.search(step):
             prefix, step = f"{prefix}{step}.", f"{step}."
@@ -334,8 +318,7 @@ def _stacked(taken: Taken, rule: _Numbered) -> Taken:
             made[new] = stack(parts)
         except (TypeError, ValueError) as error:
             raise ValueError(f"stack: {new!r}: {error}") from None
-    tensors = {name: held for name, held in made.items() if held is not None}
-    return _flat(taken, tensors)
+    return _flat(taken, made)
 
 
 def _unstacked(taken: Taken, rule: _Numbered) -> Taken:
@@ -354,7 +337,7 @@ def _unstacked(taken: Taken, rule: _Numbered) -> Taken:
             _add(made, found[0].replace("{i}", str(number)), held.lazy[number], rule)
     if not is_used:
         raise rule.unused()
-    return _flat(taken, {name: held for name, held in made.items() if held is not None})
+    return _flat(taken, made)
 
 
 def _add(made: dict[str, Held | None], name: str, held: Held | None, rule: _Numbered) -> None:
@@ -363,7 +346,6 @@ def _add(made: dict[str, Held | None], name: str, held: Held | None, rule: _Numb
     made[name] = held
 
 
-def _flat(taken: Taken, tensors: dict[str, Held]) -> Taken:
-    return Taken(
-        tensors, {name: taken.sources.get(name, name) for name in tensors}, taken.what, True
-    )
+def _flat(taken: Taken, made: dict[str, Held | None]) -> Taken:
+    tensors = {name: held for name, held in made.items() if held is not None}
+    return Taken(tensors, {name: taken.sources.get(name, name) for name in made}, taken.what, True)

@@ -8,8 +8,9 @@ the index last, which readers go by; after a failure those are removed that were
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from functools import partial
 from itertools import chain
 
 from torchzip.convert.companions import copy
@@ -37,6 +38,7 @@ def upload(
         check_read_in_part(storages)
     watch = Watch(sources_of(storages))
     found: list[dict[str, int]] = []
+    made: list[str] = []  # where nothing was before
 
     def end() -> None:
         """Do what comes before the last file has its name, which may raise."""
@@ -44,72 +46,66 @@ def upload(
         overflowed(dict(chain.from_iterable(map(dict.items, found))))
         meter.finish()
 
-    with contextlib.ExitStack() as opened:
-        copied: list[str] = []
-        undo = opened.enter_context(contextlib.ExitStack())
-        undo.callback(lambda: _remove(place, copied))
+    def put(path: str, write: Callable[[StreamedFile], object], *, is_last: bool = False) -> None:
+        is_new = not (overwrite and place.exists(path))
+        with _committed(place, path, overwrite) as file:
+            write(file)
+            if is_last:
+                end()
+        made.extend([path] if is_new else [])
+
+    def write_planned(planned: PlannedFile, file: StreamedFile) -> None:
+        found.append(_write(plan.output, planned, file, meter.add))
+
+    try:
         for companion in plan.companions:
-            is_new = not (overwrite and place.exists(companion.path))
-            file = place.open(companion.path, overwrite=overwrite)
-            opened.callback(file.abort)
-            copy(companion, file)
-            file.commit()
-            copied += [companion.path] if is_new else []
-        if plan.index is None and executor is None:
-            (planned,) = plan.files
-            file = place.open(planned.path, overwrite=overwrite)
-            opened.callback(file.abort)
-            found.append(_write(plan.output, planned, file, meter.add))
-            end()
-            file.commit()
-            undo.pop_all()
-            return
-        new = [path for path in plan.sizes if not (overwrite and place.exists(path))]
-        made: list[str] = []
-        failed = opened.enter_context(contextlib.ExitStack())
-        failed.callback(lambda: _remove(place, [path for path in made if path in new]))
-        if executor is None:
-            for planned in plan.files:
-                found.append(upload_file(plan.output, planned, place, overwrite, meter.add))
-                made.append(planned.path)
-        else:
-            tasks = [upload_task(plan, planned, place, overwrite) for planned in plan.files]
+            put(companion.path, partial(copy, companion))
+        if executor is not None:
+            new = [path for path in plan.sizes if not (overwrite and place.exists(path))]
 
             def done(number: int, counts: dict[str, int]) -> None:
-                made.append(plan.files[number].path)
+                made.extend([path] if (path := plan.files[number].path) in new else [])
                 found.append(counts)
                 meter.add(plan.files[number].nbytes)
 
+            tasks = [upload_task(plan, planned, place, overwrite) for planned in plan.files]
             run_tasks(executor, tasks, done)
-        end()
+            if plan.index is None:
+                end()
+        else:
+            for planned in plan.files:
+                is_last = plan.index is None  # then there is one file
+                put(planned.path, partial(write_planned, planned), is_last=is_last)
         if plan.index is not None:
             path, text = plan.index
-            file = place.open(path, overwrite=overwrite)
-            opened.callback(file.abort)
-            file.write_at(0, text)
-            file.commit()
-        failed.pop_all()
-        undo.pop_all()
+            put(path, lambda file: file.write_at(0, text), is_last=True)
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):  # there is another error to report
+                place.remove(path)
+        raise
 
 
 def upload_task(plan: Plan, planned: PlannedFile, place: StorePlace, overwrite: bool) -> Task:
     """Return the writing of one file as a task."""
-    return Task(upload_file, (plan.output, planned, place, overwrite))
+    return Task(_upload_file, (plan.output, planned, place, overwrite))
 
 
-def upload_file(
-    output: type[Output],
-    planned: PlannedFile,
-    place: StorePlace,
-    overwrite: bool,
-    tell: Tell = lambda nbytes: None,
+def _upload_file(
+    output: type[Output], planned: PlannedFile, place: StorePlace, overwrite: bool
 ) -> dict[str, int]:
     """Write one file; return how many elements of each tensor are out of range of their dtype."""
-    file = place.open(planned.path, overwrite=overwrite)
+    with _committed(place, planned.path, overwrite) as file:
+        return _write(output, planned, file, lambda nbytes: None)
+
+
+@contextlib.contextmanager
+def _committed(place: StorePlace, path: str, overwrite: bool) -> Iterator[StreamedFile]:
+    """Give a new file, which appears if the block comes to its end."""
+    file = place.open(path, overwrite=overwrite)
     try:
-        found = _write(output, planned, file, tell)
+        yield file
         file.commit()
-        return found
     finally:
         file.abort()
 
@@ -123,9 +119,3 @@ def _write(
     work.announce()
     output.finish(work)
     return dict(by_tensor(planned, work.out_of_range))
-
-
-def _remove(place: StorePlace, paths: list[str]) -> None:
-    for path in paths:
-        with contextlib.suppress(OSError):  # there is another error to report
-            place.remove(path)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from torchzip.convert.pieces import Piece, Written, cut, goes_by_ranges, known_crc
+from torchzip.convert.pieces import Piece, Written, cut, known_crc
 from torchzip.convert.planned import PlannedFile
 from torchzip.files.crc import crc32, crc32_combine, wrong_crc
 from torchzip.files.new_file import NewFile
@@ -88,9 +88,7 @@ class Work:
         crc = 0
         for piece, part in zip(pieces, written, strict=True):
             crc = crc32_combine(crc, part.crc, piece.nbytes)
-        if goes_by_ranges(storage):
-            ranges = zip(*(part.compared for part in written), strict=True)
-            compare_crcs(storage.compared(), ranges)
+        compare_crcs(storage.compared(), zip(*(part.compared for part in written), strict=True))
         return crc
 
     def contents_of(self, keys: range) -> list[bytes]:

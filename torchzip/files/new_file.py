@@ -91,7 +91,9 @@ class NewFile:
         except BaseException as error:
             if isinstance(error, OSError) and error.filename == self.temporary:
                 error.filename = self.name  # nobody knows the temporary file
-                if error.errno == errno.ENOENT:
+                if error.errno == errno.ENOENT and os.path.isdir(os.path.dirname(self.target)):
+                    error.strerror = "The directory takes no new files; choose another one"
+                elif error.errno == errno.ENOENT:
                     error.strerror = "The directory to put it in does not exist; make it first"
             # An interrupt can come after the file was made and before its descriptor is known.
             with contextlib.suppress(OSError):

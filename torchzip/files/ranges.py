@@ -9,7 +9,7 @@ from typing import Self
 from torchzip.files.direct import DirectWriter
 from torchzip.files.new_file import write_all
 from torchzip.files.platform_calls import copy_range, open_file
-from torchzip.files.source import Buffer, LocalFile, Source, file_place
+from torchzip.files.source import LocalFile, Source, file_place
 
 #: Ranges of this size or more bypass the page cache, if that is possible.
 _DIRECT_NBYTES = 1 << 20
@@ -21,7 +21,7 @@ _CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno
 
 
 class RangeWriter:
-    """Writes ranges of the file at ``path``: `begin`, then `write` or `room` and `advance`, `end`.
+    """Writes ranges of the file at ``path``: `begin`, then `room` and `advance`, `end`.
 
     Use it in a ``with`` block; errors of writes are raised at its end.
     """
@@ -69,15 +69,6 @@ class RangeWriter:
         self._filled += nbytes
         if self._filled == len(self._block):
             self._flush()
-
-    def write(self, data: Buffer) -> None:
-        view = memoryview(data).cast("B")
-        while view:
-            room = self.room
-            count = min(len(room), len(view))
-            room[:count] = view[:count]
-            self.advance(count)
-            view = view[count:]
 
     def end(self) -> None:
         if self._now is not None:

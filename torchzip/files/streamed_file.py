@@ -16,7 +16,7 @@ class StreamedFile:
     """Writes to a sink at offsets that only grow.
 
     It is also the writer of ranges of itself, as a `RangeWriter` is of a file: `begin`, then
-    `write` or `room` and `advance`, `end`.
+    `room` and `advance`, `end`.
     """
 
     def __init__(self, sink: Sink) -> None:
@@ -52,10 +52,7 @@ class StreamedFile:
 
     def advance(self, nbytes: int) -> None:
         """Take the first bytes of `room`."""
-        self.write(memoryview(self._memory)[:nbytes])
-
-    def write(self, data: Buffer) -> None:
-        view = memoryview(data).cast("B")
+        view = memoryview(self._memory)[:nbytes]
         first = self._firsts.get(self._range, b"")
         if len(first) < 8:
             self._firsts[self._range] = first + bytes(view[: 8 - len(first)])

@@ -194,8 +194,7 @@ class RankFilesContainer(RankFilesFormat, FolderContainer):
                 if storage.crc and id(storage) not in checked:
                     checked.add(id(storage))
                     with ErrorPlace(path=chunk.place):
-                        for _ in storage.checked_blocks():
-                            pass
+                        storage.check()
 
 
 class Flat:

@@ -10,7 +10,7 @@ with the sign, where torch writes 0x7fc0 or 0xffff by its build).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -28,13 +28,12 @@ from torchzip.tensors.cast_steps import (
 )
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.storage import (
-    BLOCK_NBYTES,
     READER_NBYTES,
     Bytes,
+    MadeStorage,
     Part,
     RangeCrc,
     Reader,
-    SpanStorage,
     TensorStorage,
 )
 
@@ -109,58 +108,32 @@ class Cast:
         return made
 
 
-def whole_items(blocks: Iterator[Bytes], itemsize: int) -> Iterator[Bytes]:
-    """Yield the same bytes in blocks of whole elements, each aligned as numpy wants it."""
-    rest = np.empty(0, np.uint8)
-    for block in blocks:
-        if rest.size:
-            block = np.concatenate([rest, block])
-        whole = block.size // itemsize * itemsize
-        rest = block[whole:].copy()
-        for start in range(0, whole, BLOCK_NBYTES):
-            part = block[start : min(start + BLOCK_NBYTES, whole)]
-            if part.ctypes.data % itemsize:
-                part = part.copy()
-            yield part
-
-
-class CastStorage(TensorStorage):
+class CastStorage(MadeStorage):
     """A storage as it is after a cast: each element of ``base``, in another dtype."""
 
     def __init__(self, base: TensorStorage, source: str, target: str) -> None:
+        self._in_nbytes = DTYPES[source].itemsize
+        self._out_nbytes = DTYPES[target].itemsize
+        super().__init__(target, base.nbytes // self._in_nbytes * self._out_nbytes, (base,))
         self.base = base
         self.source = source
         self.target = target
-        self._in_nbytes = DTYPES[source].itemsize
-        self._out_nbytes = DTYPES[target].itemsize
-        self.nbytes = base.nbytes // self._in_nbytes * self._out_nbytes
-        self.torch_dtype = target if DTYPES[target].storage_class else None
         self.location = base.location
         self.record = base.record
-        self.random_access = base.random_access
-        self.depth = base.depth + 1
 
-    def made_of(self) -> Iterable[TensorStorage]:
-        return (self.base,)
+    @property
+    def uncompared(self) -> Sequence[TensorStorage]:  # type: ignore[override]
+        return self.base.uncompared
 
     def parts(self, start: int, stop: int) -> Iterator[Part]:
         first, last = start // self._out_nbytes, -(-stop // self._out_nbytes)
         return self.base.parts(first * self._in_nbytes, last * self._in_nbytes)
 
-    def read_into(self, start: int, out: Bytes) -> None:
-        self.reader(start, start + out.nbytes).read_into(start, out)
-
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> CastReader:
         return CastReader(self, start, stop, nbytes)
 
-    def compared(self) -> list[SpanStorage]:
+    def compared(self) -> list[TensorStorage]:
         return self.base.compared()
-
-    def blocks(self, nbytes: int = BLOCK_NBYTES, cast: Cast | None = None) -> Iterator[Bytes]:
-        """Yield all bytes in order, cast by a `Cast` of these dtypes that counts for somebody."""
-        cast = cast if cast is not None else Cast(self.source, self.target)
-        for block in whole_items(self.base.checked_blocks(nbytes), self._in_nbytes):
-            yield cast(block)
 
 
 class CastReader(Reader):
@@ -176,8 +149,7 @@ class CastReader(Reader):
         self._block = np.empty(0, np.uint8)
 
     @property
-    def out_of_range(self) -> int:
-        """The elements so far that the new dtype has no place for."""
+    def out_of_range(self) -> int:  # type: ignore[override]
         return self._cast.out_of_range
 
     def crcs(self) -> list[RangeCrc]:

@@ -35,7 +35,6 @@ from torchzip.tensors.storage import (
     Part,
     RangeCrc,
     Reader,
-    SpanStorage,
     TensorStorage,
 )
 from torchzip.tensors.windows import WindowReader, whole_rows
@@ -148,16 +147,15 @@ class ChunkedStorage(MadeStorage):
     """The elements of a tensor in C order, put together from chunks when they are read.
 
     The chunks are none of them empty and have passed a `TilingCheck`. A read opens and
-    reads the chunks that it meets, and of those the bytes that it needs.
+    reads the chunks that it meets, and of those the bytes that it needs. ``bases`` are their
+    storages, unless a chunk opens its file when it is read.
     """
 
     def __init__(
-        self, torch_dtype: str, shape: Shape, chunks: Sequence[Chunk], record: str
-    ) -> None:
-        row = DTYPES[torch_dtype]
-        self.torch_dtype = torch_dtype if row.storage_class else None
-        self.nbytes = math.prod(shape) * row.itemsize
-        self.location = "cpu"
+        self, torch_dtype: str, shape: Shape, chunks: Sequence[Chunk], record: str,
+        bases: Sequence[TensorStorage] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(torch_dtype, math.prod(shape) * DTYPES[torch_dtype].itemsize, bases)
         self.record = record
         self.dtype = numpy_dtype(torch_dtype)
         self.shape = shape
@@ -174,7 +172,7 @@ class ChunkedStorage(MadeStorage):
         self._widest = max((chunk.sizes[axis] for chunk in chunks), default=0) if shape else 0
 
     def span(self) -> tuple[Source, int] | None:
-        if len(self.chunks) != 1 or not _is_whole(self.chunks[0].open()):
+        if len(self.chunks) != 1 or not self.chunks[0].open().is_whole:
             return None
         return self.chunks[0].open().storage.span()
 
@@ -191,41 +189,23 @@ class ChunkedStorage(MadeStorage):
                 for met in self.meeting(sizes, offsets, (1,) * len(sizes)):
                     yield from parts_of_view(met.spec, met.shape, met.stride, met.first)
 
-    def read_into(self, start: int, out: Bytes) -> None:
-        itemsize = self.dtype.itemsize
-        first, last = start // itemsize, -(-(start + out.nbytes) // itemsize)
-        if start < 0 or last * itemsize > self.nbytes:
-            raise TensorError("a range outside its storage", record=self.record)
-        whole = np.empty(last - first, self.dtype)
-        _ChunkedReader(self, start, start + out.nbytes).fill(first, last, whole)
-        skip = start - first * itemsize
-        out[:] = whole.view(np.uint8)[skip : skip + out.nbytes]
-
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
         return _ChunkedReader(self, start, stop, nbytes)
 
-    def compared(self) -> list[SpanStorage]:
+    def compared(self) -> list[TensorStorage]:
         return [each for _, found in self.with_crcs for each in found]
 
     @cached_property
-    def with_crcs(self) -> list[tuple[Chunk, list[SpanStorage]]]:
+    def with_crcs(self) -> list[tuple[Chunk, list[TensorStorage]]]:
         """The chunks that are all of their storage, and what that compares, if anything."""
         opened = ((chunk, chunk.open()) for chunk in self.chunks)
-        whole = ((chunk, spec.storage.compared()) for chunk, spec in opened if _is_whole(spec))
+        whole = ((chunk, spec.storage.compared()) for chunk, spec in opened if spec.is_whole)
         return [(chunk, found) for chunk, found in whole if found]
 
     @cached_property
-    def uncompared(self) -> list[TensorStorage]:
-        """What has a CRC and is not read from end to end when this is: of another order, a part."""
+    def uncompared(self) -> Sequence[TensorStorage]:  # type: ignore[override]
         compared = {id(each) for each in self.compared()}
         return [each for each in self.made_of() if each.crc and id(each) not in compared]
-
-    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        """Yield all bytes in order, and compare every CRC; some are of what is read once more."""
-        for storage in self.uncompared:
-            for _ in storage.checked_blocks():
-                pass
-        yield from super().checked_blocks(nbytes)
 
     @property
     def tensors(self) -> list[TensorSpec]:
@@ -238,9 +218,8 @@ class ChunkedStorage(MadeStorage):
             Chunk(old.offsets, old.sizes, old.place, spec)
             for old, spec in zip(self.chunks, tensors, strict=True)
         ]
-        made = ChunkedStorage(torch_dtype, self.shape, chunks, self.record or "")
-        made.random_access, made.depth = self.random_access, self.depth + 1
-        return made
+        bases = [chunk.open().storage for chunk in chunks]
+        return ChunkedStorage(torch_dtype, self.shape, chunks, self.record or "", bases)
 
     def gather(
         self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int
@@ -272,13 +251,15 @@ class ChunkedStorage(MadeStorage):
     @cached_property
     def _in_order(self) -> bool:
         """Whether each chunk lies in its storage as it does in the box, or is one element."""
-        return all(_is_range(spec) or not any(spec.stride) for spec in self.tensors)
+        return all(
+            is_contiguous(spec.shape, spec.stride) or not any(spec.stride) for spec in self.tensors
+        )
 
     @cached_property
     def are_runs(self) -> bool:
         """Whether each chunk is a run of the tensor's bytes, and one of its own storage."""
         boxes_are = all(_is_run(chunk.sizes, self.shape) for chunk in self.chunks)
-        return boxes_are and all(_is_stored_run(spec) for spec in self.tensors)
+        return boxes_are and all(spec.is_run for spec in self.tensors)
 
     def at_once(self, nbytes: int) -> int:
         """Return how many bytes to put together at once, where ``nbytes`` would do otherwise.
@@ -356,20 +337,16 @@ class _ChunkedReader(WindowReader):
             super().read_into(start, out)
 
     def gather(self, first: int, last: int, out: Bytes) -> None:
-        self.fill(first, last, out.view(self._storage.dtype))
-
-    def fill(self, first: int, last: int, out: Array) -> None:
-        """Fill ``out`` with the elements of a range."""
-        done = 0
+        elements, done = out.view(self._storage.dtype), 0
         for start, sizes in boxes(self._storage.shape, first, last):
             count = math.prod(sizes)
-            target = out[done : done + count].reshape(sizes)
+            target = elements[done : done + count].reshape(sizes)
             for met in self._storage.meeting(sizes, start, (1,) * len(sizes)):
                 self._read(met, target[met.place] if met.place else target)
             done += count
 
     def _read(self, met: _Met, place: Array) -> None:
-        if not _is_stored_run(met.spec):
+        if not met.spec.is_run:
             place[...] = read_view(met.spec, met.shape, met.stride, met.first)
             return
         reader = self._reader_of(met.chunk, met.spec)
@@ -424,22 +401,6 @@ def elements_before(chunk: Chunk, shape: Shape, element: int) -> int:
         if not offset <= index < offset + size:
             break
     return found
-
-
-def _is_whole(spec: TensorSpec) -> bool:
-    """Return whether a tensor is all of its storage, in C order."""
-    nbytes = spec.numel * DTYPES[spec.torch_dtype].itemsize
-    return _is_stored_run(spec) and (spec.storage_offset, nbytes) == (0, spec.storage.nbytes)
-
-
-def _is_stored_run(spec: TensorSpec) -> bool:
-    """Return whether the elements of a tensor are bytes of its storage as they are."""
-    return _is_range(spec) and not (spec.conj or spec.neg)
-
-
-def _is_range(spec: TensorSpec) -> bool:
-    """Return whether the elements of a tensor follow one another in its storage, in C order."""
-    return is_contiguous(spec.shape, spec.stride)
 
 
 def _is_run(sizes: Shape, shape: Shape) -> bool:

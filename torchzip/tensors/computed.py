@@ -22,19 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
-from torchzip.tensors.casts import Cast, CastStorage
+from torchzip.tensors.casts import Cast, CastStorage, is_castable
 from torchzip.tensors.chunks import ChunkedStorage
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.packing import ElementStorage, elements_of
 from torchzip.tensors.specs import Shape, TensorSpec, check_shape, contiguous_stride
 from torchzip.tensors.storage import (
     READER_NBYTES,
+    BlockReader,
     Bytes,
     MadeStorage,
     Part,
     RangeCrc,
     Reader,
-    SpanStorage,
     TensorStorage,
     compare_crcs,
     will_read,
@@ -109,7 +109,10 @@ class Operand:
 def operand_of(spec: TensorSpec, computed: str, row: Shape = (), repeat: int = 1) -> Operand:
     """Return a tensor as an operand, as it was before it was rounded."""
     spec = unrounded(spec)
-    return Operand(elements_of(spec), spec.torch_dtype, computed, row, repeat)
+    elements, dtype = elements_of(spec), spec.torch_dtype
+    if dtype != computed and is_castable(dtype) and is_castable(computed):
+        elements, dtype = CastStorage(elements, dtype, computed), computed
+    return Operand(elements, dtype, computed, row, repeat)
 
 
 class ComputedStorage(MadeStorage):
@@ -119,8 +122,6 @@ class ComputedStorage(MadeStorage):
     without axes are elements, and each can be computed by itself; others are always computed
     in the same blocks, whichever part is read: of ``block_rows``, or as many as fit in the cache.
     """
-
-    location = "cpu"
 
     def __init__(
         self,
@@ -139,11 +140,8 @@ class ComputedStorage(MadeStorage):
         self.computed = computed
         self.rows = rows
         self.row = row
-        self.torch_dtype = dtype if DTYPES[dtype].storage_class else None
         self.row_nbytes = math.prod(row) * DTYPES[dtype].itemsize
-        self.nbytes = rows * self.row_nbytes
-        self.random_access = all(each.elements.random_access for each in operands)
-        self.depth = 1 + max((each.elements.depth for each in operands), default=0)
+        super().__init__(dtype, rows * self.row_nbytes, [each.elements for each in operands])
         self.block_rows = block_rows or rows_of_block(operands, row)
 
     def unrounded(self) -> ComputedStorage:
@@ -154,9 +152,6 @@ class ComputedStorage(MadeStorage):
             self.function, self.operands, dtype=self.computed, computed=self.computed,
             rows=self.rows, row=self.row, block_rows=self.block_rows,
         )  # fmt: skip
-
-    def made_of(self) -> Iterable[TensorStorage]:
-        return [each.elements for each in self.operands]
 
     def first_block(self, row: int) -> int:
         """Return the row where the block begins that has a row."""
@@ -178,7 +173,7 @@ class ComputedStorage(MadeStorage):
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
         return _ComputedReader(self, start, stop, nbytes)
 
-    def compared(self) -> list[SpanStorage]:
+    def compared(self) -> list[TensorStorage]:
         return _compared(self.operands)
 
 
@@ -189,7 +184,7 @@ def rows_of_block(operands: Sequence[Operand], row: Shape = ()) -> int:
     return max(1, room // max(widest, 1))
 
 
-def _compared(operands: Iterable[Operand]) -> list[SpanStorage]:
+def _compared(operands: Iterable[Operand]) -> list[TensorStorage]:
     """Return what is read once with operands, but for those of which rows are repeated."""
     return [
         each for operand in operands if operand.repeat == 1 for each in operand.elements.compared()
@@ -226,10 +221,11 @@ def blocks_of(operands: Sequence[Operand], rows: int) -> Iterator[list[Array]]:
     compare_crcs(_compared(operands), crcs)
 
 
-class _ComputedReader(Reader):
-    """Computes block after block; the last one stays, for a read that begins in it."""
+class _ComputedReader(BlockReader):
+    """Computes block after block."""
 
     def __init__(self, storage: ComputedStorage, start: int, stop: int, nbytes: int) -> None:
+        super().__init__(storage)
         self._computed = storage
         row_nbytes = max(storage.row_nbytes, 1)
         self._stop = -(-stop // row_nbytes)
@@ -248,39 +244,24 @@ class _ComputedReader(Reader):
         if storage.computed != storage.dtype:
             self._cast = Cast(storage.computed, storage.dtype)
         self._dtype = numpy_dtype(storage.computed)
-        self._block = np.empty(0, np.uint8)
-        self._at = 0  # the byte where the block begins
 
     def crcs(self) -> list[RangeCrc]:
         return [each for operand in self._operands for each in operand.crcs()]
 
-    def read_into(self, start: int, out: Bytes) -> None:
-        done = 0
-        while done < out.size:
-            skip = start + done - self._at
-            if not 0 <= skip < self._block.size:
-                row_nbytes = self._computed.row_nbytes
-                self._compute((start + done) // row_nbytes, -(-(start + out.size) // row_nbytes))
-                skip = start + done - self._at
-            part = self._block[skip : skip + out.size - done]
-            out[done : done + part.size] = part
-            done += part.size
-
-    def _compute(self, row: int, asked: int) -> None:
-        """Compute the block that has a row; rows up to ``asked`` are wanted now."""
-        storage = self._computed
-        first = storage.first_block(row)
+    def move(self, start: int, stop: int) -> None:
+        storage, row_nbytes = self._computed, self._computed.row_nbytes
+        first, asked = storage.first_block(start // row_nbytes), -(-stop // row_nbytes)
         # Of elements no more than will be read; rows are computed in the same blocks each time.
-        stop = min(first + storage.block_rows, storage.rows)
+        last = min(first + storage.block_rows, storage.rows)
         if not storage.row:
-            stop = min(stop, max(self._stop if self._goes_on else asked, first + 1))
+            last = min(last, max(self._stop if self._goes_on else asked, first + 1))
         self._block = self._block[:0]  # until it is made
-        blocks = [operand.read(first, stop) for operand in self._operands]
+        blocks = [operand.read(first, last) for operand in self._operands]
         with np.errstate(all="ignore"):
-            made = storage.function(blocks, first, stop)
+            made = storage.function(blocks, first, last)
         raw = np.ascontiguousarray(made, self._dtype).reshape(-1).view(np.uint8)
         self._block = raw if self._cast is None else self._cast(raw)
-        self._at = first * storage.row_nbytes
+        self._at = first * row_nbytes
 
 
 class OperandReader:
@@ -296,10 +277,6 @@ class OperandReader:
         self._from = numpy_dtype(operand.torch_dtype)
         self._raw = np.empty(0, self._from)
         self._values = np.empty(0, numpy_dtype(operand.computed))
-        castable = DTYPES[operand.torch_dtype].castable and DTYPES[operand.computed].castable
-        self._cast = None
-        if castable and operand.torch_dtype != operand.computed:
-            self._cast = Cast(operand.torch_dtype, operand.computed)
 
     def crcs(self) -> list[RangeCrc]:
         return self._reader.crcs() if self._operand.repeat == 1 else []
@@ -317,9 +294,7 @@ class OperandReader:
             self._raw = np.empty(count, self._from)
         raw = values if is_same else self._raw[:count]
         self._reader.read_into(first * operand.row_nbytes, raw.view(np.uint8))
-        if self._cast is not None:
-            self._cast.into(raw.view(np.uint8), values.view(np.uint8))
-        elif not is_same:
+        if not is_same:
             values[...] = raw
         return values.reshape(stop - first, *operand.row)
 

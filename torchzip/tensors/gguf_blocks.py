@@ -18,6 +18,7 @@ codes are theirs to the bit, and so are the numbers (`tests/test_against_gguf.py
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,8 +27,8 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import BLOCKS
 from torchzip.errors import UnsupportedError
-from torchzip.tensors.computed import ComputedStorage, Function, Operand, operand_of
-from torchzip.tensors.specs import TensorSpec, is_contiguous
+from torchzip.tensors.computed import ComputedStorage, Operand, operand_of
+from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 
 Array = NDArray[Any]
@@ -41,10 +42,10 @@ def fits(block: str, spec: TensorSpec) -> bool:
 def encoded(spec: TensorSpec, block: str) -> TensorStorage:
     """Return the blocks that stand for the elements of a floating tensor, in C order."""
     row = BLOCKS[block]
-    if isinstance(spec.storage, DecodedStorage) and spec.storage.is_whole(spec, block):
-        return spec.storage.codes  # they came as these
+    if spec.storage.block == block and spec.is_whole:
+        return spec.storage.stored  # they came as these
     return ComputedStorage(
-        _ENCODE[block],
+        partial(_of_one, _ENCODE[block]),
         [operand_of(spec, "float32", (row.elements,))],
         dtype="uint8",
         computed="uint8",
@@ -53,31 +54,30 @@ def encoded(spec: TensorSpec, block: str) -> TensorStorage:
     )
 
 
+def _of_one(make: Callable[[Array], Array], blocks: list[Array], first: int, stop: int) -> Array:
+    """Compute blocks of the one operand that there is."""
+    return make(blocks[0])
+
+
 class DecodedStorage(ComputedStorage):
     """The numbers, in float32, that blocks stand for."""
 
     def __init__(self, codes: TensorStorage, block: str) -> None:
         row = BLOCKS[block]
         super().__init__(
-            _DECODE.get(block) or partial(_refuse, block, codes.record),
+            partial(_of_one, _DECODE.get(block) or partial(_refuse, block, codes.record)),
             [Operand(codes, "uint8", "uint8", (row.nbytes,))],
             dtype="float32",
             computed="float32",
             rows=codes.nbytes // row.nbytes,
             row=(row.elements,),
         )
-        self.codes = codes
-        self.block: str = block
+        self.block = block
         self.record = codes.record
 
     @property
     def stored(self) -> TensorStorage:
-        return self.codes
-
-    def is_whole(self, spec: TensorSpec, block: str) -> bool:
-        """Return whether a tensor has all numbers in their order, and these blocks are wanted."""
-        elements = spec.numel * 4 == self.nbytes and spec.storage_offset == 0
-        return block == self.block and elements and is_contiguous(spec.shape, spec.stride)
+        return self.operands[0].elements
 
 
 def _scales(greatest: Array, divisor: float) -> tuple[Array, Array]:
@@ -92,9 +92,8 @@ def _blocks(scale: Array, codes: Array) -> Array:
     return np.concatenate([scale.astype(np.float16).view(np.uint8), codes.view(np.uint8)], axis=1)
 
 
-def encode_q8_0(blocks: list[Array], first: int, stop: int) -> Array:
+def encode_q8_0(numbers: Array) -> Array:
     """Return blocks of q8_0 for rows of 32 numbers."""
-    (numbers,) = blocks
     scale, inverse = _scales(np.abs(numbers).max(axis=1, keepdims=True), 127)
     numbers = numbers * inverse
     codes = np.trunc(numbers)
@@ -103,9 +102,8 @@ def encode_q8_0(blocks: list[Array], first: int, stop: int) -> Array:
     return _blocks(scale, codes.astype(np.int8))
 
 
-def encode_q4_0(blocks: list[Array], first: int, stop: int) -> Array:
+def encode_q4_0(numbers: Array) -> Array:
     """Return blocks of q4_0 for rows of 32 numbers."""
-    (numbers,) = blocks
     place = np.abs(numbers).argmax(axis=1)[:, None]
     scale, inverse = _scales(np.take_along_axis(numbers, place, axis=1), -8)
     codes = (numbers * inverse + np.float32(8.5)).astype(np.uint8)
@@ -134,23 +132,20 @@ def _scaled(codes: Array, scales: Array, least: Array | None = None) -> Array:
     return made.reshape(len(codes), -1)
 
 
-def decode_q8_0(blocks: list[Array], first: int, stop: int) -> Array:
+def decode_q8_0(raw: Array) -> Array:
     """Return the numbers of blocks of q8_0."""
-    (raw,) = blocks
     (scale,) = _halves(raw, 0, 2)
     return raw[:, 2:].view(np.int8) * scale
 
 
-def decode_q4_0(blocks: list[Array], first: int, stop: int) -> Array:
+def decode_q4_0(raw: Array) -> Array:
     """Return the numbers of blocks of q4_0."""
-    (raw,) = blocks
     (scale,) = _halves(raw, 0, 2)
     return (_parts_of_bytes(raw[:, 2:], 4, 16).view(np.int8) - np.int8(8)) * scale
 
 
-def decode_q4_1(blocks: list[Array], first: int, stop: int) -> Array:
+def decode_q4_1(raw: Array) -> Array:
     """Return ``d * code + m``: after ``d`` and ``m`` the codes are as in q4_0."""
-    (raw,) = blocks
     scale, least = _halves(raw, 0, 4)
     return _parts_of_bytes(raw[:, 4:], 4, 16) * scale + least
 
@@ -161,40 +156,36 @@ def _five_bits(raw: Array) -> Array:
     return _parts_of_bytes(raw[:, 4:], 4, 16) | high
 
 
-def decode_q5_0(blocks: list[Array], first: int, stop: int) -> Array:
+def decode_q5_0(raw: Array) -> Array:
     """Return ``d * (code - 16)``."""
-    (raw,) = blocks
     (scale,) = _halves(raw, 0, 2)
     return (_five_bits(raw[:, 2:]).view(np.int8) - np.int8(16)) * scale
 
 
-def decode_q5_1(blocks: list[Array], first: int, stop: int) -> Array:
+def decode_q5_1(raw: Array) -> Array:
     """Return ``d * code + m``."""
-    (raw,) = blocks
     scale, least = _halves(raw, 0, 4)
     return _five_bits(raw[:, 4:]) * scale + least
 
 
-def decode_q2_k(blocks: list[Array], first: int, stop: int) -> Array:
+def decode_q2_k(raw: Array) -> Array:
     """Return ``d * s * code - m * t``; a byte has ``s`` (low) and ``t`` of 16 codes of two bits.
 
     The 16 bytes come first, then the codes, two bits of 32 bytes at a time, then ``d`` and ``m``.
     """
-    (raw,) = blocks
     scale, least = _halves(raw, 80, 84)
     small = raw[:, :16]
     codes = _parts_of_bytes(raw[:, 16:80], 2, 32)
     return _scaled(codes, scale * (small & 15), least * (small >> 4))
 
 
-def decode_q3_k(blocks: list[Array], first: int, stop: int) -> Array:
+def decode_q3_k(raw: Array) -> Array:
     """Return ``d * (s - 32) * (code - 4)``.
 
     32 bytes have the third bits of the codes, bit ``i`` those of the ``i``-th 32; 64 bytes have the
     others as in q2_k; 12 bytes have ``s`` of each 16 codes, four low bits of each, then two high
     ones; ``d`` is last.
     """
-    (raw,) = blocks
     (scale,) = _halves(raw, 108, 110)
     low, high = _parts_of_bytes(raw[:, 96:104], 4, 8), _parts_of_bytes(raw[:, 104:108], 2, 4)
     small = (low | high << 4).view(np.int8) - np.int8(32)
@@ -218,33 +209,30 @@ def _scales_of_six_bits(raw: Array) -> tuple[Array, Array]:
     return scale * made[0], least * made[1]
 
 
-def decode_q4_k(blocks: list[Array], first: int, stop: int) -> Array:
+def decode_q4_k(raw: Array) -> Array:
     """Return ``d * s * code - m * t``; the codes are halves of 32 bytes at a time."""
-    (raw,) = blocks
     return _scaled(_parts_of_bytes(raw[:, 16:], 4, 32), *_scales_of_six_bits(raw))
 
 
-def decode_q5_k(blocks: list[Array], first: int, stop: int) -> Array:
+def decode_q5_k(raw: Array) -> Array:
     """Return what q4_k has; bit ``i`` of 32 bytes before the codes is above the ``i``-th 32."""
-    (raw,) = blocks
     high = _parts_of_bytes(raw[:, 16:48], 1, 32) << 4
     return _scaled(_parts_of_bytes(raw[:, 48:], 4, 32) | high, *_scales_of_six_bits(raw))
 
 
-def decode_q6_k(blocks: list[Array], first: int, stop: int) -> Array:
+def decode_q6_k(raw: Array) -> Array:
     """Return ``d * s * (code - 32)``; ``s`` are signed bytes, one for 16 codes.
 
     128 bytes have the low halves of the codes, 64 at a time; 64 bytes have the two high bits, 32 at
     a time; ``s`` and ``d`` follow.
     """
-    (raw,) = blocks
     (scale,) = _halves(raw, 208, 210)
     low = _parts_of_bytes(raw[:, :128], 4, 64)
     codes = low | _parts_of_bytes(raw[:, 128:192], 2, 32) << 4
     return _scaled(codes.view(np.int8) - np.int8(32), scale * raw[:, 192:208].view(np.int8))
 
 
-def _refuse(block: str, record: str | None, blocks: list[Array], first: int, stop: int) -> Array:
+def _refuse(block: str, record: str | None, raw: Array) -> Array:
     raise UnsupportedError(
         f"numbers of the GGUF type {block} are not decoded; {', '.join(_DECODE)} are. Leave the "
         "tensor out, or convert to another .gguf file, which copies it",
@@ -252,8 +240,8 @@ def _refuse(block: str, record: str | None, blocks: list[Array], first: int, sto
     )
 
 
-_ENCODE: dict[str, Function] = {"q8_0": encode_q8_0, "q4_0": encode_q4_0}
-_DECODE: dict[str, Function] = {
+_ENCODE: dict[str, Callable[[Array], Array]] = {"q8_0": encode_q8_0, "q4_0": encode_q4_0}
+_DECODE: dict[str, Callable[[Array], Array]] = {
     "q8_0": decode_q8_0, "q4_0": decode_q4_0, "q4_1": decode_q4_1, "q5_0": decode_q5_0,
     "q5_1": decode_q5_1, "q2_k": decode_q2_k, "q3_k": decode_q3_k, "q4_k": decode_q4_k,
     "q5_k": decode_q5_k, "q6_k": decode_q6_k,

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from operator import mul
 
-import numpy as np
-
 from torchzip.dtypes import DTYPES
-from torchzip.tensors.casts import whole_items
 from torchzip.tensors.chunks import boxes
 from torchzip.tensors.numpy_dtypes import numpy_dtype
 from torchzip.tensors.specs import (
@@ -24,6 +21,7 @@ from torchzip.tensors.storage import (
     BLOCK_NBYTES,
     READER_NBYTES,
     Bytes,
+    MadeStorage,
     Part,
     RangeCrc,
     Reader,
@@ -32,9 +30,6 @@ from torchzip.tensors.storage import (
 )
 from torchzip.tensors.windows import WindowReader, whole_rows
 
-#: A strided tensor is gathered in pieces of this size: large enough that a transposed
-#: one is read in runs of kilobytes.
-_GATHER_NBYTES = 32 << 20
 #: Runs of so many bytes are read as quickly from small pieces, which stay in the cache.
 _LONG_RUN_NBYTES = 1 << 13
 _SMALL_GATHER_NBYTES = 1 << 20
@@ -42,49 +37,27 @@ _SMALL_GATHER_NBYTES = 1 << 20
 
 def elements_of(spec: TensorSpec) -> TensorStorage:
     """Return the elements of a tensor in C order: its own storage, if that holds just these."""
-    elements = ElementStorage(spec)
-    return spec.storage if elements.is_whole else elements
+    return spec.storage if spec.is_whole else ElementStorage(spec)
 
 
-class ElementStorage(TensorStorage):
+class ElementStorage(MadeStorage):
     """What a tensor holds, without what else is in its storage, in C order.
 
-    Conj and neg are carried out.
+    Conj and neg are carried out. ``is_strided``: the elements do not follow one another in the
+    tensor's storage, where ``start`` is the byte at which the tensor begins. ``is_range``: they are
+    bytes of it as they are, and ``is_whole``: all of them.
     """
 
     def __init__(self, spec: TensorSpec) -> None:
-        self.spec = self.viewed = spec
         self._element_nbytes = DTYPES[spec.torch_dtype].itemsize
-        self.nbytes = spec.numel * self._element_nbytes
-        self.torch_dtype = spec.torch_dtype if DTYPES[spec.torch_dtype].storage_class else None
+        super().__init__(spec.torch_dtype, spec.numel * self._element_nbytes, (spec.storage,))
+        self.spec = self.viewed = spec
         self.location = spec.storage.location
         self.record = spec.storage.record
-        self.random_access = spec.storage.random_access
-        self.depth = spec.storage.depth + 1
-        self._contiguous = is_contiguous(spec.shape, spec.stride)
-
-    @property
-    def start(self) -> int:
-        """The byte of the tensor's storage at which the tensor begins."""
-        return self.spec.storage_offset * self._element_nbytes
-
-    @property
-    def is_range(self) -> bool:
-        """Whether the elements are bytes of the tensor's storage as they are."""
-        return self._contiguous and not (self.spec.conj or self.spec.neg)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether they are all bytes of the tensor's storage as they are."""
-        return self.is_range and (self.start, self.nbytes) == (0, self.spec.storage.nbytes)
-
-    @property
-    def is_strided(self) -> bool:
-        """Whether they do not follow one another in the tensor's storage."""
-        return not self._contiguous
-
-    def made_of(self) -> Iterable[TensorStorage]:
-        return (self.spec.storage,)
+        self.is_strided = not is_contiguous(spec.shape, spec.stride)
+        self.is_range = not (self.is_strided or spec.conj or spec.neg)
+        self.start = spec.storage_offset * self._element_nbytes
+        self.is_whole = self.is_range and (self.start, self.nbytes) == (0, spec.storage.nbytes)
 
     def parts(self, start: int, stop: int) -> Iterator[Part]:
         if self.is_range:
@@ -102,80 +75,32 @@ class ElementStorage(TensorStorage):
         if self.is_range:
             self.spec.storage.read_into(self.start + start, out)
         else:
-            self.reader(start, start + out.nbytes).read_into(start, out)
+            super().read_into(start, out)
 
-    def compared(self) -> list[SpanStorage]:
+    def compared(self) -> list[TensorStorage]:
         return self.spec.storage.compared() if self.is_whole else []
 
+    @property
+    def uncompared(self) -> Sequence[TensorStorage]:  # type: ignore[override]
+        return self.spec.storage.uncompared if self.is_whole else ()
+
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
-        if self.is_range and isinstance(self.spec.storage, SpanStorage) and not self.is_whole:
-            return Reader(self)
-        if self.is_range:
+        if not self.is_strided:
+            if self.is_range and isinstance(self.spec.storage, SpanStorage) and not self.is_whole:
+                return Reader(self)
             base = self.spec.storage.reader(self.start + start, self.start + stop, nbytes)
-            return _RunReader(self, base)
+            return _RunReader(self, base) if self.is_range else _TurningReader(self, stop, base)
         if not self.random_access:
             stop = nbytes = self.nbytes  # all at once: each read is one of the whole stream
         elif _has_long_runs(self.spec.shape, self.spec.stride, self._element_nbytes):
             nbytes = min(nbytes, _SMALL_GATHER_NBYTES)
-        itemsize = self._element_nbytes
-        row = math.prod(self.spec.shape[1:])
+        itemsize, row = self._element_nbytes, math.prod(self.spec.shape[1:])
         return _GatheringReader(self, itemsize, row, -(-stop // itemsize), nbytes)
-
-    def gather_range(self, first: int, last: int, out: Bytes) -> None:
-        """Fill ``out`` with a range of the elements."""
-        spec = self.spec
-        elements = out.view(numpy_dtype(spec.torch_dtype))
-        done = 0
-        for offset, sizes in self._boxes(first, last):
-            target = elements[done : done + math.prod(sizes)]
-            target.reshape(sizes)[...] = read_view(spec, sizes, spec.stride, offset)
-            done += target.size
 
     def _boxes(self, first: int, last: int) -> Iterator[tuple[int, Shape]]:
         """Yield a range of the elements in boxes: where each begins in the storage, its sizes."""
         for start, sizes in boxes(self.spec.shape, first, last):
             yield self.spec.storage_offset + sum(map(mul, start, self.spec.stride)), sizes
-
-    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        if not self.nbytes:
-            return
-        spec = self.spec
-        if not self._contiguous:
-            reader = self.reader(0, self.nbytes, _GATHER_NBYTES)
-            buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
-            for start in range(0, self.nbytes, nbytes):
-                block = buffer[: self.nbytes - start]
-                reader.read_into(start, block)
-                yield block
-            return
-        blocks = self._range(nbytes)
-        if self.is_range:
-            yield from blocks
-            return
-        dtype = numpy_dtype(spec.torch_dtype)
-        for block in whole_items(blocks, self._element_nbytes):
-            yield resolve_bits(block.view(dtype), spec).view(np.uint8)
-
-    def _range(self, nbytes: int) -> Iterator[Bytes]:
-        """Yield the bytes of a contiguous tensor."""
-        storage = self.spec.storage
-        start = self.start
-        stop = start + self.nbytes
-        if (start, stop) == (0, storage.nbytes):
-            yield from storage.checked_blocks(nbytes)
-        elif storage.random_access:
-            buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
-            for at in range(start, stop, nbytes):
-                block = buffer[: min(nbytes, stop - at)]
-                storage.read_into(at, block)
-                yield block
-        else:
-            at = 0
-            for block in storage.blocks(nbytes):
-                part = block[max(0, start - at) : max(0, stop - at)]
-                if part.size:
-                    yield part
-                at += block.size
 
 
 class _GatheringReader(WindowReader):
@@ -184,7 +109,30 @@ class _GatheringReader(WindowReader):
     _storage: ElementStorage
 
     def gather(self, first: int, last: int, out: Bytes) -> None:
-        self._storage.gather_range(first, last, out)
+        spec = self._storage.spec
+        elements = out.view(numpy_dtype(spec.torch_dtype))
+        done = 0
+        for offset, sizes in self._storage._boxes(first, last):
+            target = elements[done : done + math.prod(sizes)]
+            target.reshape(sizes)[...] = read_view(spec, sizes, spec.stride, offset)
+            done += target.size
+
+
+class _TurningReader(WindowReader):
+    """Reads elements that follow one another, and carries out conj and neg."""
+
+    _storage: ElementStorage
+
+    def __init__(self, storage: ElementStorage, stop: int, base: Reader) -> None:
+        itemsize = storage._element_nbytes
+        super().__init__(storage, itemsize, 0, -(-stop // itemsize), BLOCK_NBYTES)
+        self._base = base
+
+    def gather(self, first: int, last: int, out: Bytes) -> None:
+        spec = self._storage.spec
+        self._base.read_into(self._storage.start + first * self._itemsize, out)
+        elements = out.view(numpy_dtype(spec.torch_dtype))
+        elements[...] = resolve_bits(elements, spec)
 
 
 class _RunReader(Reader):

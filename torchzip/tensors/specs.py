@@ -69,6 +69,17 @@ class TensorSpec:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the elements are bytes of the storage as they are, in C order."""
+        return is_contiguous(self.shape, self.stride) and not (self.conj or self.neg)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether they are all of its bytes."""
+        nbytes = self.numel * DTYPES[self.torch_dtype].itemsize
+        return self.is_run and (self.storage_offset, nbytes) == (0, self.storage.nbytes)
+
     def replace(self, **changes: Any) -> TensorSpec:
         """Return a copy with some fields changed."""
         made = TensorSpec(*_FIELDS(self))
@@ -113,8 +124,7 @@ def opened(spec: TensorSpec) -> TensorSpec:
     viewed: TensorSpec | None = spec.storage.viewed
     if viewed is None or viewed.shape != spec.shape:
         return spec
-    is_whole = not (spec.conj or spec.neg or spec.storage_offset)
-    return viewed if is_whole and is_contiguous(spec.shape, spec.stride) else spec
+    return viewed if spec.is_run and not spec.storage_offset else spec
 
 
 def layout(spec: TensorSpec) -> Any:

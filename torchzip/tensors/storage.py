@@ -7,7 +7,7 @@ array in memory, another storage cast to another dtype.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import TensorError
-from torchzip.files.crc import RunningCrc32, crc32, crc32_combine, wrong_crc
+from torchzip.files.crc import RunningCrc32, crc32_combine, wrong_crc
 from torchzip.files.source import Source, file_place
 
 Bytes = NDArray[np.uint8]
@@ -34,8 +34,11 @@ READER_NBYTES = 16 << 20
 class Reader:
     """Reads ranges of a storage for one thread, and keeps from one to the next what serves both.
 
-    It is made for ranges that follow one another; others come out as well.
+    It is made for ranges that follow one another; others come out as well. ``out_of_range`` counts
+    the elements so far that a cast has no place for.
     """
+
+    out_of_range = 0
 
     def __init__(self, storage: TensorStorage) -> None:
         self._storage = storage
@@ -44,12 +47,45 @@ class Reader:
         """Fill ``out`` with the bytes of the storage from ``start``."""
         self._storage.read_into(start, out)
 
+    def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
+        """Yield all bytes of the storage in order, in memory that is used again for the next."""
+        total = self._storage.nbytes
+        buffer = np.empty(min(nbytes, total), np.uint8)
+        for start in range(0, total, nbytes):
+            block = buffer[: total - start]
+            self.read_into(start, block)
+            yield block
+
     def crcs(self) -> list[RangeCrc]:
         """Return what was read so far of each storage of `TensorStorage.compared`, in that order.
 
         Of two readers of adjoining ranges the second goes on where the first has ended.
         """
         return []
+
+
+class BlockReader(Reader, ABC):
+    """Makes one block after another; the last one stays, for a read that begins in it."""
+
+    def __init__(self, storage: TensorStorage) -> None:
+        super().__init__(storage)
+        self._block = np.empty(0, np.uint8)
+        self._at = 0  # the byte where the block begins
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        done = 0
+        while done < out.size:
+            skip = start + done - self._at
+            if not 0 <= skip < self._block.size:
+                self.move(start + done, start + out.size)
+                skip = start + done - self._at
+            part = self._block[skip : skip + out.size - done]
+            out[done : done + part.size] = part
+            done += part.size
+
+    @abstractmethod
+    def move(self, start: int, stop: int) -> None:
+        """Make the block that has the byte ``start``; those up to ``stop`` are wanted now."""
 
 
 class RangeCrc(NamedTuple):
@@ -83,6 +119,10 @@ class TensorStorage(ABC):
     is_read: bool = True
     #: What the file has in the place of its elements: codes of a type in `dtypes.BLOCKS`.
     block: str | None = None
+    #: The file, as messages show it.
+    path: str | None = None
+    #: What has a CRC and is not read from end to end when this is: of another order, or a part.
+    uncompared: Sequence[TensorStorage] = ()
 
     @property
     def stored(self) -> TensorStorage:
@@ -103,6 +143,11 @@ class TensorStorage(ABC):
     def read_into(self, start: int, out: Bytes) -> None:
         """Fill ``out`` with the bytes from ``start``."""
 
+    def check_range(self, start: int, nbytes: int) -> None:
+        """Raise TensorError for bytes that are not there."""
+        if start < 0 or start + nbytes > self.nbytes:
+            raise TensorError("a range outside its storage", record=self.record)
+
     def span(self) -> tuple[Source, int] | None:
         """Return the Source and the offset of the bytes, if they lie so in a file; else None."""
         return None
@@ -116,8 +161,7 @@ class TensorStorage(ABC):
 
         It is for fetching it beforehand (`will_read`), and may have gaps that nobody reads.
         """
-        for base in self.made_of():
-            yield from base.parts(0, base.nbytes)
+        return iter(())
 
     def gather(
         self, dtype: np.dtype[Any], sizes: list[int], steps: list[int], start: int
@@ -136,7 +180,7 @@ class TensorStorage(ABC):
         """
         return Reader(self)
 
-    def compared(self) -> list[SpanStorage]:
+    def compared(self) -> list[TensorStorage]:
         """Return what a `Reader` takes the CRC of: what is read from end to end when this is."""
         return []
 
@@ -149,14 +193,10 @@ class TensorStorage(ABC):
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         """Yield all bytes in order. A block is valid until the next one is taken."""
-        buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
-        for start in range(0, self.nbytes, nbytes):
-            block = buffer[: min(nbytes, self.nbytes - start)]
-            self.read_into(start, block)
-            yield block
+        return Reader(self).blocks(nbytes)
 
     def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        """Yield all bytes in order and compare their CRC, where one is known.
+        """Yield all bytes in order and compare their CRCs, where any is known.
 
         For whoever writes them without that CRC: damage must not pass for sound bytes.
 
@@ -165,38 +205,50 @@ class TensorStorage(ABC):
         ArchiveError
             At the end, if the bytes are not those that were stored.
         """
-        if not self.crc:
+        compared = self.compared()
+        if not (compared or self.uncompared or self.made_of()):
             yield from self.blocks(nbytes)
             return
-        found = 0
+        for storage in self.uncompared:
+            storage.check()
+        reader = self.reader(0, self.nbytes)
         # Read more at once than a block: long buffers have a quicker CRC.
-        at_once = _READ_NBYTES if self.random_access and self.nbytes > nbytes else nbytes
-        for read in self.blocks(at_once):
-            found = crc32(read.data, found)
+        at_once = _READ_NBYTES if self.crc and self.nbytes > nbytes else nbytes
+        for read in reader.blocks(at_once):
             for first in range(0, read.size, nbytes):
                 yield read[first : first + nbytes]
-        if found != self.crc:
-            raise wrong_crc(found, self.crc, self.record)
+        compare_crcs(compared, [[each] for each in reader.crcs()])
+
+    def check(self) -> None:
+        """Read all bytes and compare their CRC, for nobody who takes them."""
+        for _ in self.checked_blocks():
+            pass
 
 
 class MadeStorage(TensorStorage):
-    """Bytes that are made of other storages by a `Reader`, which compares what it reads."""
+    """Bytes that are made of other storages, the ``bases``, by a `Reader`, which compares them."""
+
+    location = "cpu"
+
+    def __init__(self, torch_dtype: str, nbytes: int, bases: Sequence[TensorStorage]) -> None:
+        self.torch_dtype = torch_dtype if DTYPES[torch_dtype].storage_class else None
+        self.nbytes = nbytes
+        self._bases = bases
+        self.random_access = all(each.random_access for each in bases)
+        self.depth = 1 + max((each.depth for each in bases), default=-1)
+
+    def made_of(self) -> Iterable[TensorStorage]:
+        return self._bases
+
+    def read_into(self, start: int, out: Bytes) -> None:
+        self.check_range(start, out.nbytes)
+        self.reader(start, start + out.nbytes).read_into(start, out)
+
+    @abstractmethod
+    def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader: ...
 
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        return self._blocks(self.reader(0, self.nbytes), nbytes)
-
-    def checked_blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
-        """Yield all bytes in order, and compare the CRCs of what was read from end to end."""
-        reader = self.reader(0, self.nbytes)
-        yield from self._blocks(reader, nbytes)
-        compare_crcs(self.compared(), [[each] for each in reader.crcs()])
-
-    def _blocks(self, reader: Reader, nbytes: int) -> Iterator[Bytes]:
-        buffer = np.empty(min(nbytes, self.nbytes), np.uint8)
-        for start in range(0, self.nbytes, nbytes):
-            block = buffer[: self.nbytes - start]
-            reader.read_into(start, block)
-            yield block
+        return self.reader(0, self.nbytes).blocks(nbytes)
 
 
 class Measure(NamedTuple):
@@ -325,8 +377,7 @@ class SpanStorage(TensorStorage):
         return self.extent(0, 0)[0]
 
     @property
-    def path(self) -> str:
-        """The file, as messages show it."""
+    def path(self) -> str:  # type: ignore[override]
         return self.source.name
 
     def extent(self, start: int, stop: int) -> tuple[Source, int, int]:
@@ -341,8 +392,7 @@ class SpanStorage(TensorStorage):
 
     def read_into(self, start: int, out: Bytes) -> None:
         source, offset = self._locator.locate(self.record)
-        if start < 0 or start + out.nbytes > self.nbytes:
-            raise TensorError("a range outside its storage", record=self.record)
+        self.check_range(start, out.nbytes)
         unit = self._swap_nbytes
         if unit == 1:
             source.read_into(offset + start, out.data)
@@ -356,7 +406,7 @@ class SpanStorage(TensorStorage):
     def parts(self, start: int, stop: int) -> Iterator[Part]:
         yield self, start, stop
 
-    def compared(self) -> list[SpanStorage]:
+    def compared(self) -> list[TensorStorage]:
         return [self] if self.crc else []
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
@@ -371,18 +421,15 @@ class _SpanReader(Reader):
 
     def __init__(self, storage: SpanStorage, start: int, stop: int) -> None:
         super().__init__(storage)
-        self._nbytes = storage.nbytes
         self._source, self._offset = storage._locator.locate(storage.record)
         self._start = self._at = start
         self._stop = stop
         self._crc = RunningCrc32() if storage.crc else None
 
     def read_into(self, start: int, out: Bytes) -> None:
-        stop = start + out.size
-        if start < 0 or stop > self._nbytes:
-            raise TensorError("a range outside its storage", record=self._storage.record)
+        self._storage.check_range(start, out.size)
         self._source.read_into(self._offset + start, out.data)
-        stop = min(stop, self._stop)
+        stop = min(start + out.size, self._stop)
         if self._crc is not None and start <= self._at < stop:
             self._crc.update(out[self._at - start : stop - start].data)
             self._at = stop
@@ -462,6 +509,9 @@ class StreamStorage(TensorStorage):
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:
         return _StreamReader(self)
 
+    def compared(self) -> list[TensorStorage]:
+        return [self] if self.crc else []
+
     def blocks(self, nbytes: int = BLOCK_NBYTES) -> Iterator[Bytes]:
         unit = self.swap_nbytes
         rest = b""
@@ -478,7 +528,7 @@ class StreamStorage(TensorStorage):
             yield np.frombuffer(rest, np.uint8)
 
 
-class _StreamReader(Reader):
+class _StreamReader(BlockReader):
     """Goes on where the last read has ended; begins again for what is before that."""
 
     def __init__(self, storage: StreamStorage) -> None:
@@ -487,24 +537,26 @@ class _StreamReader(Reader):
 
     def _begin(self) -> None:
         self._blocks = self._storage.blocks()
-        self._block = np.empty(0, np.uint8)
-        self._at = 0  # where the block begins
+        self._block, self._at = np.empty(0, np.uint8), 0
+        self._crc = RunningCrc32()
 
-    def read_into(self, start: int, out: Bytes) -> None:
+    def move(self, start: int, stop: int) -> None:
         if start < self._at:
             self._begin()
-        done = 0
-        while done < out.size:
-            skip = start + done - self._at
-            part = self._block[skip : skip + out.size - done]
-            out[done : done + part.size] = part
-            done += part.size
-            if done < out.size:
-                self._at += self._block.size
-                self._block = next(self._blocks)
+        while start >= self._at + self._block.size:
+            self._at += self._block.size
+            self._block = next(self._blocks)
+            if self._storage.crc:
+                self._crc.update(self._block.data)
+
+    def crcs(self) -> list[RangeCrc]:
+        stop = self._at + self._block.size
+        if stop == self._storage.nbytes:
+            next(self._blocks, None)  # which sees that nothing follows
+        return [RangeCrc(0, stop, self._crc.value())] if self._storage.crc else []
 
 
-def compare_crcs(compared: Iterable[SpanStorage], ranges: Iterable[Iterable[RangeCrc]]) -> None:
+def compare_crcs(compared: Iterable[TensorStorage], ranges: Iterable[Iterable[RangeCrc]]) -> None:
     """Compare the CRCs of storages with those of ranges of them, which follow one another.
 
     ``ranges`` are what `Reader.crcs` has given of each of the storages.
@@ -519,7 +571,7 @@ def compare_crcs(compared: Iterable[SpanStorage], ranges: Iterable[Iterable[Rang
         for part in parts:
             if part.start != at:
                 break  # it was read in another order, and shows nothing
-            found = crc32_combine(found, part.crc, part.stop - at)
+            found = crc32_combine(found, part.crc, part.stop - at) if at else part.crc
             at = part.stop
         if at == storage.nbytes and found != storage.crc:
             raise wrong_crc(found, storage.crc or 0, storage.record, storage.path)

@@ -141,9 +141,8 @@ def joined(torch_dtype: str, shape: Shape, parts: Iterable[tuple[Shape, TensorSp
         return fresh_spec(
             torch_dtype, shape, ArrayStorage(empty, torch_dtype if row.storage_class else None)
         )
-    storage = ChunkedStorage(torch_dtype, shape, chunks, "tensors put together")
-    storage.random_access = all(each.random_access for each in storage.made_of())
-    storage.depth = 1 + max(each.depth for each in storage.made_of())
+    bases = [chunk.open().storage for chunk in chunks]
+    storage = ChunkedStorage(torch_dtype, shape, chunks, "tensors put together", bases)
     return fresh_spec(torch_dtype, shape, storage)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import numpy as np
 
-from torchzip.tensors.storage import Bytes, Reader, TensorStorage
+from torchzip.tensors.storage import BlockReader, Bytes, TensorStorage
 
 
 def whole_rows(first: int, last: int, row: int) -> tuple[int, int]:
@@ -16,12 +16,12 @@ def whole_rows(first: int, last: int, row: int) -> tuple[int, int]:
     return first, last
 
 
-class WindowReader(Reader, ABC):
+class WindowReader(BlockReader):
     """Reads elements that are best gathered many at once: a window of them, which it keeps.
 
-    A window has about ``nbytes``, or what is
-    asked for if that is more. It does not go past the element ``stop``, but for whole rows, of
-    ``row`` elements: a part of one costs as many reads as all of it.
+    A window has about ``nbytes``, or what is asked for if that is more. It does not go past the
+    element ``stop``, but for whole rows, of ``row`` elements: a part of one costs as many reads as
+    all of it.
     """
 
     def __init__(
@@ -32,39 +32,25 @@ class WindowReader(Reader, ABC):
         self._row = row
         self._stop = stop
         self._most = nbytes // itemsize
-        self._memory = np.empty(0, np.uint8)
-        self._window = self._memory
-        self._at = 0  # the byte where the window begins
+        self._memory = self._block
 
     @abstractmethod
     def gather(self, first: int, last: int, out: Bytes) -> None:
         """Fill ``out`` with the elements from ``first`` to ``last``."""
 
-    def read_into(self, start: int, out: Bytes) -> None:
-        done = 0
-        while done < out.size:
-            skip = start + done - self._at
-            if not 0 <= skip < self._window.size:
-                first = (start + done) // self._itemsize
-                self._move(first, -(-(start + out.size) // self._itemsize))
-                skip = start + done - self._at
-            part = self._window[skip : skip + out.size - done]
-            out[done : done + part.size] = part
-            done += part.size
-
-    def _move(self, first: int, last: int) -> None:
-        """Gather the elements from ``first``, up to ``last`` at least if there is room."""
+    def move(self, start: int, stop: int) -> None:
+        first, last = start // self._itemsize, -(-stop // self._itemsize)
         row, most = self._row, self._most
         if most:
             left = max(self._stop, last) - first
             last = first + -(-left // max(1, round(left / most)))  # as many in each window
         first, last = whole_rows(first, last, row)
         last = min(last, self._storage.nbytes // self._itemsize)
-        self._window = np.empty(0, np.uint8)  # until it is filled
+        self._block = np.empty(0, np.uint8)  # until it is filled
         nbytes = (last - first) * self._itemsize
         if self._memory.size < nbytes:
-            self._memory = self._window  # the old memory goes before there is new
+            self._memory = self._block  # the old memory goes before there is new
             self._memory = np.empty(nbytes, np.uint8)
         window = self._memory[:nbytes]
         self.gather(first, last, window)
-        self._at, self._window = first * self._itemsize, window
+        self._at, self._block = first * self._itemsize, window

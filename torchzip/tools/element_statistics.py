@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torchzip.checkpoint.lazy_tensor import LazyTensor, tensor_of
 from torchzip.dtypes import DTYPES
 from torchzip.errors import EnoughMemory, UnsupportedError
-from torchzip.tensors.casts import Cast, whole_items
+from torchzip.tensors.casts import Cast
 from torchzip.tensors.numpy_dtypes import complex_values, numpy_dtype
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec
@@ -132,7 +132,7 @@ def _blocks(spec: TensorSpec, work: Work) -> Iterator[Array]:
     itemsize = DTYPES[spec.torch_dtype].itemsize
     work.charge(spec, spec.numel * itemsize)
     numbers = _numbers_of(spec.torch_dtype)
-    for block in whole_items(ElementStorage(spec).blocks(), itemsize):
+    for block in ElementStorage(spec).checked_blocks():
         yield numbers(block)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import ErrorPlace, UnsupportedError
-from torchzip.tensors.casts import CastStorage, whole_items
+from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.gguf_blocks import DECODED
 from torchzip.tensors.numpy_dtypes import complex_values, numpy_dtype
 from torchzip.tensors.packing import ElementStorage
@@ -255,7 +255,7 @@ def _blocks(
     if spec.torch_dtype != torch_dtype:
         elements = CastStorage(elements, spec.torch_dtype, torch_dtype)
     with ErrorPlace(path=tensor.path):
-        for block in whole_items(elements.blocks(), DTYPES[torch_dtype].itemsize):
+        for block in elements.checked_blocks():
             yield block
             tensor.work.tell(block.size)
 

@@ -62,7 +62,7 @@ def write_npy(
             "shape": tensor.shape,
         }
         np.lib.format.write_array_header_1_0(sink, header)
-        for block in elements.blocks():
+        for block in elements.checked_blocks():
             sink.write(block.data)
         sink.commit()
     finally:

@@ -13,7 +13,8 @@ from torchzip.convert.outputs.base import Output
 from torchzip.convert.planned import PlannedFile
 from torchzip.convert.selection import Selection
 from torchzip.convert.tied_names import preferred
-from torchzip.errors import UnsupportedError
+from torchzip.convert.work import Work
+from torchzip.errors import UnsupportedError, shown
 from torchzip.tensors.casts import is_castable
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.specs import TensorSpec, layout
@@ -95,6 +96,10 @@ class PlannerByName(Output):
     def groups(self) -> list[tuple[int, list[str]]]:
         return [(storage.nbytes, [name]) for name, storage in self.storages.items()]
 
+    def one_file(self, path: str) -> PlannedFile:
+        self.carry_nothing()
+        return self.shard(path, list(self.storages))
+
     def file(
         self, path: str, head: bytes, names: list[str], starts: list[int], nbytes: int
     ) -> PlannedFile:
@@ -106,3 +111,27 @@ class PlannerByName(Output):
             if not isinstance(storages[key], SpanStorage | ElementStorage)
         }
         return PlannedFile(path, head, storages, starts, nbytes, cast)
+
+    @staticmethod
+    def finish(work: Work) -> None:
+        planned, file, starts = work.planned, work.file, work.planned.starts
+        file.write_at(0, planned.head)
+        for keys in work.batches():
+            if not work.is_small(keys[0]):
+                work.crc_of(keys[0])  # nothing keeps it, but damage of the source shows
+                continue
+            parts: list[bytes] = []
+            at = starts[keys[0]]
+            for key, data in zip(keys, work.contents_of(keys), strict=True):
+                parts += [bytes(starts[key] - at), data]
+                at = starts[key] + len(data)
+            file.write_at(starts[keys[0]], b"".join(parts))
+        file.write_at(planned.nbytes, b"")  # the zeros up to here
+
+
+def name_bytes(name: str) -> bytes:
+    """Return the name of a tensor in UTF-8; raise UnsupportedError if it is not Unicode."""
+    try:
+        return name.encode()
+    except UnicodeEncodeError:
+        raise UnsupportedError(f"{shown(name)} is not valid Unicode; rename the tensor") from None

@@ -12,13 +12,12 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.gguf import MOST_NAME_NBYTES, MOST_NDIM, build_header
 from torchzip.convert.casting import DtypeOf, cast_elements
-from torchzip.convert.outputs.by_name import PlannerByName
+from torchzip.convert.outputs.by_name import PlannerByName, name_bytes
 from torchzip.convert.planned import PlannedFile
 from torchzip.convert.selection import Selection
-from torchzip.convert.work import Work
 from torchzip.dtypes import BLOCKS, DTYPES
-from torchzip.errors import UnsupportedError, listed, shown
-from torchzip.tensors.gguf_blocks import ENCODED, DecodedStorage, encoded, fits
+from torchzip.errors import UnsupportedError, listed
+from torchzip.tensors.gguf_blocks import ENCODED, encoded, fits
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.storage import TensorStorage
 
@@ -64,9 +63,8 @@ class GgufOutput(PlannerByName):
         if dtype in BLOCKS and not fits(dtype, spec):
             self._left.setdefault(dtype, []).append(name)
             dtype = spec.torch_dtype
-        elif dtype == spec.torch_dtype and isinstance(spec.storage, DecodedStorage):
-            block = spec.storage.block  # without a rule it stays what it was in its file
-            dtype = block if spec.storage.is_whole(spec, block) else dtype
+        elif dtype == spec.torch_dtype and spec.storage.block is not None and spec.is_whole:
+            dtype = spec.storage.block  # without a rule it stays what it was in its file
         if dtype not in BLOCKS and DTYPES[dtype].gguf is None:
             raise self.no_dtype(name, dtype)
         return dtype
@@ -76,12 +74,7 @@ class GgufOutput(PlannerByName):
 
     def _check(self, name: str, spec: TensorSpec) -> None:
         """Raise UnsupportedError for what ggml does not read."""
-        try:
-            nbytes = len(name.encode())
-        except UnicodeEncodeError:
-            raise UnsupportedError(
-                f"{shown(name)} is not valid Unicode; rename the tensor"
-            ) from None
+        nbytes = len(name_bytes(name))
         if nbytes > MOST_NAME_NBYTES:
             raise UnsupportedError(
                 f"{name}: a name of {nbytes:,} bytes, and ggml reads {MOST_NAME_NBYTES} at most; "
@@ -93,23 +86,7 @@ class GgufOutput(PlannerByName):
                 "the tensor out with --exclude"
             )
 
-    def one_file(self, path: str) -> PlannedFile:
-        self.carry_nothing()
-        return self.shard(path, list(self.storages))
-
     def shard(self, path: str, names: list[str]) -> PlannedFile:
         rows = [(name, self.dtypes[name], self.shape(self.tensors[name])) for name in names]
         head, starts, nbytes = build_header(self.selection.metadata, rows)
         return self.file(path, head, names, starts, nbytes)
-
-    @staticmethod
-    def finish(work: Work) -> None:
-        planned, file = work.planned, work.file
-        file.write_at(0, planned.head)
-        for keys in work.batches():
-            if work.is_small(keys[0]):
-                for key, data in zip(keys, work.contents_of(keys), strict=True):
-                    file.write_at(planned.starts[key], data)
-            else:
-                work.crc_of(keys[0])
-        file.write_at(planned.nbytes, b"")  # the zeros up to here

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torchzip.container.npz import SUFFIX, Member, build_directory, build_member, end_nbytes
 from torchzip.container.record_index import is_changed
-from torchzip.convert.outputs.by_name import PlannerByName
+from torchzip.convert.outputs.by_name import PlannerByName, name_bytes
 from torchzip.convert.pieces import known_crc
 from torchzip.convert.planned import PlannedFile
 from torchzip.convert.work import Work
@@ -31,10 +31,6 @@ class NpzOutput(PlannerByName):
         if DTYPES[dtype].npy is None:
             raise self.no_dtype(name, dtype)
         return dtype
-
-    def one_file(self, path: str) -> PlannedFile:
-        self.carry_nothing()
-        return self.shard(path, list(self.storages))
 
     def shard(self, path: str, names: list[str]) -> PlannedFile:
         if not names:
@@ -115,10 +111,7 @@ def _crc_of(storage: TensorStorage) -> int:
 
 def _check_name(name: str) -> None:
     """Raise UnsupportedError for a name under which numpy or torchzip would not find its array."""
-    try:
-        raw = name.encode()
-    except UnicodeEncodeError:
-        raise UnsupportedError(f"{shown(name)} is not valid Unicode; rename the tensor") from None
+    raw = name_bytes(name)
     if not name:
         raise UnsupportedError(
             "a tensor without a name, which is the object itself or has the key ''; name it: "

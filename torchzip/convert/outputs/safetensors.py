@@ -12,7 +12,6 @@ from torchzip.convert.carried import OBJECT_KEY
 from torchzip.convert.lost import lost_metadata
 from torchzip.convert.outputs.by_name import PlannerByName
 from torchzip.convert.planned import PlannedFile
-from torchzip.convert.work import Work
 from torchzip.errors import shown
 
 
@@ -62,13 +61,3 @@ class SafetensorsOutput(PlannerByName):
         sizes = [self.storages[name].nbytes for name in order]
         *starts, end = accumulate(sizes, initial=len(head))
         return self.file(path, head, order, starts, end)
-
-    @staticmethod
-    def finish(work: Work) -> None:
-        planned, file = work.planned, work.file
-        file.write_at(0, planned.head)
-        for keys in work.batches():
-            if work.is_small(keys[0]):
-                file.write_at(planned.starts[keys[0]], b"".join(work.contents_of(keys)))
-            else:
-                work.crc_of(keys[0])  # nothing keeps it, but damage of the source shows
