@@ -110,14 +110,15 @@ class ZipReader:
         self._data_offsets: dict[str, int] = {}
         with ErrorPlace(path=source.name):
             self.end = find_end(source, limits)
-            self.root, self._index, self._columns = self._parse_directory(*self.end.directory)
-        self._sizes, self._compressed, self._crcs, self._methods, *_ = self._columns
+            self.root, self._index, self._table = self._parse_directory(*self.end.directory)
+        self._sizes, self._compressed, self._crcs, self._methods, *_ = self._table
 
     # -- the directory ---------------------------------------------------------------
 
     def _parse_directory(
         self, start: int, nbytes: int, count: int
-    ) -> tuple[str, RecordIndex, tuple[NDArray[Any], ...]]:
+    ) -> tuple[str, RecordIndex, NDArray[np.int64]]:
+        """Return the archive name, the rows by name, and a table with a column for each row."""
         data = bytes(self.source.read_at(start, nbytes))
         if count == 0:
             raise ArchiveError("the archive has no record; a checkpoint has at least data.pkl")
@@ -150,10 +151,10 @@ class ZipReader:
         records = index_fast(data, begins + len(prefix), begins + name_lengths)
         if records is None:
             records = index_plainly(data, begins + len(prefix), begins + name_lengths)
-        columns = (
+        table = np.array([
             sizes, compressed, header["crc"], header["method"], header["flags"], offsets, ends
-        )  # fmt: skip
-        return root.decode("utf-8", "surrogateescape"), records, columns
+        ], np.int64)  # fmt: skip
+        return root.decode("utf-8", "surrogateescape"), records, table
 
     def _check_headers(
         self, header: NDArray[np.void], start: int, places: NDArray[np.int64]
@@ -224,7 +225,7 @@ class ZipReader:
     def entry(self, name: str) -> Entry:
         """Return the row of a record, or raise ArchiveError."""
         row = self._row(name)
-        return Entry(name, *(int(column[row]) for column in self._columns))
+        return Entry(name, *self._table[:, row].tolist())
 
     def _row(self, name: str) -> int:
         row = self._index.find(name)
@@ -267,8 +268,7 @@ class ZipReader:
 
     def locate(self, record: str) -> tuple[Source, int]:
         """Return the Source and the offset of the bytes of a stored record."""
-        self._stored_entry(record)
-        return self.source, self.data_offset(record)
+        return self.source, self._start_of(self._stored_entry(record))
 
     def alone(self, record: str) -> StoredRecord:
         """Return what locates one stored record, to be pickled."""
@@ -301,11 +301,13 @@ class ZipReader:
 
     def data_offset(self, name: str) -> int:
         """Return where the bytes of a record start, after a check of its local header."""
-        offset = self._data_offsets.get(name)
+        return self._start_of(self.entry(name))
+
+    def _start_of(self, entry: Entry) -> int:
+        offset = self._data_offsets.get(entry.name)
         if offset is None:
-            offset = self._data_offsets[name] = _read_local(
-                self.source, self._folder, self.entry(name)
-            )
+            offset = _read_local(self.source, self._folder, entry)
+            self._data_offsets[entry.name] = offset
         return offset
 
     def read(self, name: str, *, limit: str = "pickle_nbytes") -> bytes:
@@ -315,7 +317,7 @@ class ZipReader:
         if entry.nbytes > bound:
             raise LimitError(limit, entry.nbytes, bound, path=self.source.name, record=name)
         if entry.method == STORED:
-            data = bytes(self.source.read_at(self.data_offset(name), self._stored_nbytes(entry)))
+            data = bytes(self.source.read_at(self._start_of(entry), self._stored_nbytes(entry)))
         else:
             self._check_growth(entry.nbytes, _FREE_NBYTES // _IN_MEMORY, name)
             data = b"".join(self.inflate(name))
@@ -337,7 +339,7 @@ class ZipReader:
         entry = self.entry(name)
         if entry.method != STORED:
             return None
-        return self.data_offset(name), self._stored_nbytes(entry)
+        return self._start_of(entry), self._stored_nbytes(entry)
 
     def check_ratio(self, name: str) -> None:
         """Raise if a deflated record claims a size that its bytes, or the file, cannot justify.
@@ -369,7 +371,7 @@ class ZipReader:
         """Yield the content of a deflated record in blocks, exactly its declared size."""
         entry = self.entry(name)
         self.check_ratio(name)
-        offset = self.data_offset(name)
+        offset = self._start_of(entry)
         end = offset + entry.compressed_nbytes
         return inflate_span(self.source, offset, end, entry.nbytes, partial(self._broken, name))
 

@@ -29,6 +29,7 @@ from torchzip.executors import as_executor
 from torchzip.files.folder import Folder
 from torchzip.files.location import StorageOptions, located
 from torchzip.files.opening import is_folder, open_folder
+from torchzip.formats.base import collector_paused
 from torchzip.limits import Limits
 
 
@@ -218,10 +219,11 @@ def convert(
             until_done.callback(mapping.close)
         several = isinstance(src, Mapping) and not isinstance(src, Checkpoint)
         with ErrorPlace(path=None if several else checkpoint.path):
-            plan = make_plan(
-                checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping,
-                metadata=metadata, surgery=surgery, dequantize=dequantize,
-            )  # fmt: skip
+            with collector_paused(map is None):  # all of a plan stays; a function may make cycles
+                plan = make_plan(
+                    checkpoint, target, rules, max_shard_nbytes=max_shard_nbytes, mapping=mapping,
+                    metadata=metadata, surgery=surgery, dequantize=dequantize,
+                )  # fmt: skip
             files = plan.sizes
             if around is not None:
                 until_done.callback(around.close)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -234,8 +235,8 @@ class MadeStorage(TensorStorage):
         self.torch_dtype = torch_dtype if DTYPES[torch_dtype].storage_class else None
         self.nbytes = nbytes
         self._bases = bases
-        self.random_access = all(each.random_access for each in bases)
-        self.depth = 1 + max((each.depth for each in bases), default=-1)
+        self.random_access = all(map(attrgetter("random_access"), bases))
+        self.depth = 1 + max(map(attrgetter("depth"), bases), default=-1)
 
     def made_of(self) -> Iterable[TensorStorage]:
         return self._bases
