@@ -224,14 +224,10 @@ class ZipReader:
 
     def entry(self, name: str) -> Entry:
         """Return the row of a record, or raise ArchiveError."""
-        row = self._row(name)
-        return Entry(name, *self._table[:, row].tolist())
-
-    def _row(self, name: str) -> int:
         row = self._index.find(name)
         if row is None:
             raise self._broken(name, "the archive has no record of this name")
-        return row
+        return Entry(name, *self._table[:, row].tolist())
 
     def _broken(self, name: str, message: str) -> ArchiveError:
         return _broken(self.source, name, message)
@@ -242,11 +238,10 @@ class ZipReader:
 
     def size_of(self, name: str) -> tuple[int, int, int]:
         """Return size, CRC and method of a record; a stored one really has that size."""
-        row = self._row(name)
-        nbytes, method = int(self._sizes[row]), int(self._methods[row])
-        if method == STORED and nbytes != self._compressed[row]:
-            self._stored_nbytes(self.entry(name))  # raises
-        return nbytes, int(self._crcs[row]), method
+        entry = self.entry(name)
+        if entry.method == STORED:
+            self._stored_nbytes(entry)
+        return entry.nbytes, entry.crc, entry.method
 
     def crcs_of(self, keys: list[str], nbytes: NDArray[np.int64]) -> list[int] | None:
         """Return the CRCs of the records ``data/<key>``, if all are stored and have these sizes.
