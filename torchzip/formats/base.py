@@ -201,11 +201,23 @@ class PlainContainer(FileContainer, Locator):
 
 
 class FolderContainer(Container):
-    """A container that is several files of a directory."""
+    """A container that is several files of a directory.
+
+    ``containers`` are those files that are checkpoints themselves, as messages call them.
+    """
 
     def __init__(self, folder: Folder, name: str) -> None:
         self.folder = folder
         self.name = name
+        self.containers: dict[str, Container] = {}
+
+    def pickles(self) -> Iterator[Pickle]:
+        for place, container in self.containers.items():
+            for each in container.pickles():
+                yield each._replace(place=f"{place}: {each.place}")
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        return self._check_parts(self.containers.items())
 
     def _check_parts(self, parts: Iterable[tuple[str, Container]]) -> Iterator[RecordCheck]:
         """Yield the checks of containers in this one, by their places; take over their notes."""

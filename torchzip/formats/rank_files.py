@@ -9,8 +9,8 @@ a flat buffer, in which a framework laid many tensors one after another.
 from __future__ import annotations
 
 import bisect
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 from torchzip.errors import (
@@ -20,19 +20,17 @@ from torchzip.errors import (
     LimitError,
     TensorError,
     UnsupportedError,
+    listed,
     shown,
     too_many_dimensions,
 )
 from torchzip.files.folder import Folder
 from torchzip.formats.base import (
-    Container,
     Contents,
     FolderContainer,
-    Format,
     MakeFactory,
     OpenContainer,
     Pickle,
-    RecordCheck,
     contiguous_tensor,
 )
 from torchzip.leaf_types import Size
@@ -44,6 +42,9 @@ from torchzip.tensors.packing import elements_of
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.specs import Shape, TensorSpec
 from torchzip.tensors.storage import Measure, TensorStorage
+
+#: Missing files that an error names.
+_MOST_LISTED = 5
 
 
 class Joined(NamedTuple):
@@ -58,20 +59,56 @@ class Joined(NamedTuple):
     chunks: list[Chunk]
 
 
-class RankFilesFormat(Format):
-    """What several files of torch.save make together."""
+class ChunkedContainer(FolderContainer):
+    """Several files, in which the ``tensors`` lie in boxes: a flat dict of their names."""
 
-    torch_load = "does not apply"
-    torch_reason = "files of many ranks; torch.load reads each by itself"
+    def __init__(self, folder: Folder, name: str) -> None:
+        super().__init__(folder, name)
+        self._check = TilingCheck()
+        self.tensors: dict[str, Joined] = {}
+
+    def join(
+        self,
+        name: str,
+        torch_dtype: str,
+        shape: Shape,
+        chunks: list[Chunk],
+        box_shape: Shape | None = None,
+    ) -> Joined:
+        """Return the tensor that boxes make, none of them empty; see that they fill it."""
+        made = Joined(torch_dtype, shape, shape if box_shape is None else box_shape, chunks)
+        with ErrorPlace(path=self.name, record=name):
+            self._check(made.box_shape, chunks)
+        return made
+
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
+        """Return the storage of the tensor that is called ``key``."""
+        found = self.tensors[key]
+        return ChunkedStorage(found.torch_dtype, found.box_shape, found.chunks, key)
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        factory = make_factory(self.open_storage)
+        made = Contents({}, [], [], 0)
+        known: dict[int, Any] = {}
+        for name, found in self.tensors.items():
+            with ErrorPlace(path=self.name, record=name):
+                if id(found) not in known:
+                    known[id(found)] = contiguous_tensor(
+                        factory, name, found.torch_dtype, found.shape
+                    )
+                made.root[name] = known[id(found)]
+        return made
 
 
-class RankFilesContainer(RankFilesFormat, FolderContainer):
+class RankFilesContainer(ChunkedContainer):
     """Several files as one flat dict. A subclass reads files and fills ``tensors``, by its names.
 
     ``values`` are what belongs into the dict and is not a tensor. ``knows`` says which names of the
     pickles a layout knows, where those are more than in any file.
     """
 
+    torch_load = "does not apply"
+    torch_reason = "files of many ranks; torch.load reads each by itself"
     knows: Callable[[Name], bool] | None = None
 
     def __init__(
@@ -80,11 +117,8 @@ class RankFilesContainer(RankFilesFormat, FolderContainer):
         super().__init__(folder, name)
         self._limits = limits
         self._open_container = open_container
-        self.containers: dict[str, Container] = {}
         self._read: list[Contents] = []
         self._pickle_nbytes = 0
-        self._check = TilingCheck()
-        self.tensors: dict[str, Joined] = {}
         self.values: dict[str, Any] = {}
 
     def read_file(self, name: str, folder: Folder | None = None) -> Any:
@@ -140,52 +174,21 @@ class RankFilesContainer(RankFilesFormat, FolderContainer):
                 if characters > max(limits.names_nbytes, self._read[-1].pickle_nbytes):
                     raise LimitError("names_nbytes", characters, limits.names_nbytes)
 
-    def join(
-        self,
-        name: str,
-        torch_dtype: str,
-        shape: Shape,
-        chunks: list[Chunk],
-        box_shape: Shape | None = None,
-    ) -> Joined:
-        """Return the tensor that boxes make, none of them empty; see that they fill it."""
-        made = Joined(torch_dtype, shape, shape if box_shape is None else box_shape, chunks)
-        with ErrorPlace(path=self.name, record=name):
-            self._check(made.box_shape, chunks)
-        return made
-
     def alone(self, name: str, spec: TensorSpec, place: str) -> Joined:
         """Return a tensor that one file has whole."""
         chunk = Chunk((0,) * len(spec.shape), spec.shape, place, closed(spec, place))
         return self.join(name, spec.torch_dtype, spec.shape, [chunk] if spec.numel else [])
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(key: str, measure: Measure) -> TensorStorage:
-            found = self.tensors[key]
-            return ChunkedStorage(found.torch_dtype, found.box_shape, found.chunks, key)
-
-        factory = make_factory(open_storage)
-        made = Contents({}, [], [], 0)
+        made = super().read(make_factory)
         made.add(self._read)
         made.foreign = []  # of what is in the files beside the dict, `pickles` has the names
-        known: dict[int, Any] = {}
-        for name, found in self.tensors.items():
-            with ErrorPlace(path=self.name, record=name):
-                if id(found) not in known:
-                    known[id(found)] = contiguous_tensor(
-                        factory, name, found.torch_dtype, found.shape
-                    )
-                made.root[name] = known[id(found)]
         made.root |= self.values
         return made
 
     def pickles(self) -> Iterator[Pickle]:
-        for name, container in self.containers.items():
-            for each in container.pickles():
-                yield each._replace(place=f"{name}: {each.place}", is_read=False, knows=self.knows)
-
-    def check_records(self) -> Iterator[RecordCheck]:
-        return self._check_parts(self.containers.items())
+        for each in super().pickles():
+            yield each._replace(is_read=False, knows=self.knows)
 
     def check_parts(self) -> None:
         checked: set[int] = set()
@@ -212,7 +215,7 @@ class Flat:
                 )
         self.torch_dtype = first.torch_dtype
         self._parts = [(spec, place) for spec, place in parts if spec.numel]
-        self._ends = list(itertools.accumulate(spec.numel for spec, _ in self._parts))
+        self._ends = list(accumulate(spec.numel for spec, _ in self._parts))
         self.numel = self._ends[-1] if self._ends else 0
 
     def runs(self, first: int, count: int, at: int = 0) -> Iterator[Chunk]:
@@ -275,6 +278,15 @@ def check_shape(value: Any, what: str, path: str | None = None) -> Shape:
     if len(value) > MAX_NDIM:
         raise too_many_dimensions(what, len(value), path=path)
     return tuple(value)
+
+
+def lacking(found: Collection[int], count: int, pattern: str) -> FormatError:
+    """Return the error of a directory without the files, called so, of some of its ranks."""
+    missing = islice((rank for rank in range(count) if rank not in found), _MOST_LISTED)
+    return FormatError(
+        f"the directory lacks the files of {count - len(found):,} of {count:,} ranks, among them "
+        f"{listed([pattern.format(rank) for rank in missing])}. Fetch them."
+    )
 
 
 def identity(spec: TensorSpec) -> tuple[Any, ...]:

@@ -39,7 +39,6 @@ from torchzip.formats.base import (
     FolderContainer,
     MakeFactory,
     OpenContainer,
-    Pickle,
     RecordCheck,
     measured_by,
 )
@@ -100,7 +99,6 @@ class ShardedContainer(FolderContainer):
         for tensor, shard in index.weight_map.items() if index is not None else ():
             self._listed[shard].append(tensor)
         self._limits = limits
-        self._containers: dict[str, Container] = {}
         folder.will_open(shards)
         for shard in shards:
             container = open_container(folder.open(shard), limits)
@@ -110,19 +108,14 @@ class ShardedContainer(FolderContainer):
                     "safetensors was expected",
                     path=container.name,
                 )
-            self._containers[shard] = container
-
-    @property
-    def shards(self) -> list[Container]:
-        """The shards, open, in the order of the index."""
-        return list(self._containers.values())
+            self.containers[shard] = container
 
     def read(self, make_factory: MakeFactory) -> Contents:
         made = Contents({}, [], [], 0)
         found: dict[str, dict[str, Any]] = {}
         parts: list[Contents] = []
         with ErrorPlace(path=self.name):
-            for shard, container in self._containers.items():
+            for shard, container in self.containers.items():
                 contents = container.read(make_factory)
                 self._check_flat(shard, container, contents)
                 if self._index is not None:
@@ -170,13 +163,8 @@ class ShardedContainer(FolderContainer):
                     "of the two counts cannot be told",
                 )
 
-    def pickles(self) -> Iterator[Pickle]:
-        for shard, container in self._containers.items():
-            for each in container.pickles():
-                yield each._replace(place=f"{shard}: {each.place}")
-
     def check_records(self) -> Iterator[RecordCheck]:
-        yield from self._check_parts(self._containers.items())
+        yield from super().check_records()
         total = None if self._index is None else self._index.total_size
         if total is None:
             return

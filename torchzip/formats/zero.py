@@ -143,11 +143,8 @@ class ZeroContainer(RankFilesContainer):
             paddings = ranks[0].numbers("param_alignment_paddings", number, len(shapes))
             at = 0
             for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
-                numel = math.prod(shape)
-                self._check_inside(name, at + numel, flat)
-                chunks = list(flat.runs(at, numel))
-                made[name] = self.join(name, flat.torch_dtype, shape, chunks, (numel,))
-                at += numel + padding
+                made[name] = self._from_slices(name, shape, [flat], at)
+                at += math.prod(shape) + padding
             if -(-at // unit) != -(-flat.numel // unit):
                 raise self._model.not_of_one_save(
                     f"the parameters of group {number:,} have {shown(at)} elements, and the flat "
@@ -181,21 +178,19 @@ class ZeroContainer(RankFilesContainer):
         return made
 
     def _from_slices(self, name: str, shape: Shape, flats: list[Flat], at: int) -> Joined:
-        """Return a tensor of which each rank has a slice at the same place of its flat buffer."""
+        """Return a tensor of which each flat buffer has a slice, at the same place in all."""
         numel = math.prod(shape)
         each = -(-numel // len(flats))
         chunks: list[Chunk] = []
         for begin, flat in zip(range(0, numel, each or 1), flats, strict=False):
             count = min(each, numel - begin)
-            self._check_inside(name, at + count, flat)
+            if at + count > flat.numel:
+                raise self._model.not_of_one_save(
+                    f"{shown(name)} ends at element {shown(at + count)} of a flat buffer of "
+                    f"{flat.numel:,}"
+                )
             chunks += flat.runs(at, count, begin)
         return self.join(name, flats[0].torch_dtype, shape, chunks, (numel,))
-
-    def _check_inside(self, name: str, stop: int, flat: Flat) -> None:
-        if stop > flat.numel:
-            raise self._model.not_of_one_save(
-                f"{shown(name)} ends at element {shown(stop)} of a flat buffer of {flat.numel:,}"
-            )
 
     def _frozen_slices(self, models: dict[int, str], count: int) -> dict[str, Joined]:
         """Return the parameters of stage 3 that are not trained."""
