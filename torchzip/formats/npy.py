@@ -15,11 +15,11 @@ from torchzip.formats.base import (
     MakeFactory,
     PlainContainer,
     RecordCheck,
+    contiguous_tensor,
     read_record,
     swap_nbytes,
 )
 from torchzip.tensors.persistent_ids import Factory
-from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
 from torchzip.tensors.storage import Measure, SpanStorage, TensorStorage
 
 #: The one array of the file, as messages call it.
@@ -61,13 +61,9 @@ class NpyContainer(PlainContainer):
 
 def array_tensor(factory: Factory, key: str, header: npy.NpyHeader) -> Any:
     """Return what a factory makes of an array, whose storage it asks for by ``key``."""
-    row, shape = DTYPES[header.torch_dtype], header.shape
-    typed = header.torch_dtype if row.storage_class else None
-    storage = factory.storage(key, Measure(typed, math.prod(shape) * row.itemsize, "cpu"))
-    stride = contiguous_stride(shape)
-    if header.fortran_order:
-        stride = contiguous_stride(shape[::-1])[::-1]
-    return factory.tensor(check_spec(TensorSpec(header.torch_dtype, shape, stride, 0, storage)))
+    return contiguous_tensor(
+        factory, key, header.torch_dtype, header.shape, first_is_fastest=header.fortran_order
+    )
 
 
 def check_nbytes(header: npy.NpyHeader, nbytes: int, path: str, record: str | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torchzip.container.damaged.marks import past_the_end
 from torchzip.container.damaged.safetensors import read_damaged_header
-from torchzip.container.safetensors import TensorEntry
+from torchzip.container.tensor_entry import TensorEntry
 from torchzip.errors import shown
 from torchzip.files.source import Source
 from torchzip.formats.base import PlainContainer
@@ -121,16 +121,18 @@ class DamagedSafetensors(_DamagedPlain, SafetensorsContainer):
         super().__init__(source, limits)
         self.unverified = {
             entry.name
-            for entry in self._entries
+            for entry in self.entries.values()
             if entry.begin < entry.end and entry.name not in self._lost
         }
-        self.end = max((entry.end for entry in self._entries), default=source.size)
+        self.end = max((entry.end for entry in self.entries.values()), default=source.size)
         self.is_cut = self.end > source.size
         if self.end < source.size:
             self.notes += (f"{source.size - self.end:,} bytes after the last tensor are left out",)
 
-    def _parse_header(self, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
-        header = read_damaged_header(self.source, limits)
+    def _parse_header(
+        self, source: Source, limits: Limits
+    ) -> tuple[list[TensorEntry], dict[str, str]]:
+        header = read_damaged_header(source, limits)
         self._lost = header.lost
         self.notes = (
             "a safetensors file has no CRCs: it is unknown whether names and values in it are "
