@@ -158,18 +158,28 @@ class Container(Format, Protocol):
         ...
 
 
-#: Tells a file by its bytes; those that have others inside get it from `formats.opening`.
-OpenContainer = Callable[[Source, Limits], Container]
+class Opener(NamedTuple):
+    """Opens files of any format, for containers that have some inside: `formats.opening` gives it.
 
+    ``optimizer`` asks for what the optimizer keeps as well, which ZeRO directories have.
+    """
 
-def open_file(file: File, limits: Limits, open_container: OpenContainer) -> Container:
-    """Return the container that one file is; the file is closed again if it is not one."""
-    source = open_source(file)
-    try:
-        return open_container(source, limits)
-    except BaseException:
-        source.close()
-        raise
+    limits: Limits
+    open_container: Callable[[Source, Limits], Container]
+    optimizer: bool = False
+
+    def of_source(self, source: Source) -> Container:
+        """Return the container that the bytes of a file are."""
+        return self.open_container(source, self.limits)
+
+    def of_file(self, file: File) -> Container:
+        """Return the container that one file is; the file is closed again if it is not one."""
+        source = open_source(file)
+        try:
+            return self.of_source(source)
+        except BaseException:
+            source.close()
+            raise
 
 
 class FileContainer(Container):

@@ -18,7 +18,7 @@ from typing import Any
 
 from torchzip.errors import ErrorPlace, FormatError, UnsupportedError, listed, shown
 from torchzip.files.folder import Folder
-from torchzip.formats.base import OpenContainer
+from torchzip.formats.base import Opener
 from torchzip.formats.joins import How, Join, how_of
 from torchzip.formats.rank_files import (
     Joined,
@@ -28,7 +28,6 @@ from torchzip.formats.rank_files import (
     differ,
     piece,
 )
-from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk
 from torchzip.tensors.specs import Shape, TensorSpec
 
@@ -42,10 +41,8 @@ class JoinedContainer(RankFilesContainer):
     format = "joined"
     label = "shards of tensors"
 
-    def __init__(
-        self, folder: Folder, join: Join, limits: Limits, open_container: OpenContainer
-    ) -> None:
-        super().__init__(folder, folder.path or ".", limits, open_container)
+    def __init__(self, folder: Folder, join: Join, opener: Opener) -> None:
+        super().__init__(folder, opener)
         self._join = join
         folder.will_open(folder.names)
         is_megatron = join == "megatron"

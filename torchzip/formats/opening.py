@@ -14,7 +14,7 @@ from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import ArchiveError, FormatError, UnsupportedError
 from torchzip.files.opening import is_folder, open_given
 from torchzip.files.source import File, Source
-from torchzip.formats.base import Container, open_file
+from torchzip.formats.base import Container, Opener
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 
@@ -48,8 +48,9 @@ def open_checkpoint(
     TorchZipError, OSError
         If it is not a checkpoint; the message says what it looks like.
     """
+    opener = Opener(limits, open_container, optimizer)
     if isinstance(file, list | tuple):
-        return _open_files(file, limits, join)
+        return _open_files(file, opener, join)
     if join is not None:
         raise ValueError("join is for a list of files")
     if isinstance(file, str | os.PathLike):
@@ -58,14 +59,14 @@ def open_checkpoint(
             from torchzip.formats.directory import is_part_of_directory, open_directory
 
             if is_part_of_directory(file):
-                return open_directory(file, limits, open_container, optimizer=optimizer)
+                return open_directory(file, opener)
         if path.endswith(".distcp"):
             raise FormatError(
                 "items of a distributed checkpoint. Give the path of the directory, which has a "
                 ".metadata.",
                 path=path,
             )
-    made = open_file(cast(File, file), limits, open_container)
+    made = opener.of_file(cast(File, file))
     if "_rank_" in made.name:
         from torchzip.formats.ranks import lone_note
 
@@ -73,7 +74,7 @@ def open_checkpoint(
     return made
 
 
-def _open_files(files: Files, limits: Limits, join: Join | None) -> Container:
+def _open_files(files: Files, opener: Opener, join: Join | None) -> Container:
     from torchzip.formats.joined import JoinedContainer
     from torchzip.formats.joins import check_join
     from torchzip.formats.ranks import RanksContainer
@@ -87,8 +88,8 @@ def _open_files(files: Files, limits: Limits, join: Join | None) -> Container:
     folder = open_given(files)
     try:
         if join is None:
-            return RanksContainer(folder, folder.names, limits, open_container)
-        return JoinedContainer(folder, join, limits, open_container)
+            return RanksContainer(folder, folder.names, opener)
+        return JoinedContainer(folder, join, opener)
     except BaseException:
         folder.close()
         raise
@@ -104,7 +105,7 @@ def open_container(source: Source, limits: Limits) -> Container:
             from torchzip.formats.pt2 import OldPt2Container
 
             archive = ZipReader(source, limits, in_folder=False)
-            return OldPt2Container(archive, limits, open_container)
+            return OldPt2Container(archive, Opener(limits, open_container))
         if first.endswith(b".npy"):
             from torchzip.formats.npz import NpzContainer
 
@@ -143,13 +144,13 @@ def open_container(source: Source, limits: Limits) -> Container:
     if head.startswith(_GZIP) and source.name.endswith(".nemo"):
         from torchzip.formats.nemo import open_gzip
 
-        found = open_gzip(source, limits, open_container)
+        found = open_gzip(source, Opener(limits, open_container))
         if found is not None:
             return found
     if head[257:262] == b"ustar":
         from torchzip.formats.nemo import open_tar
 
-        found = open_tar(source, limits, open_container)
+        found = open_tar(source, Opener(limits, open_container))
         if found is not None:
             return found
         from torchzip.formats.tar import TarContainer
@@ -196,5 +197,5 @@ def _open_zip(archive: ZipReader, limits: Limits) -> Container:
     if _PT2 in archive:
         from torchzip.formats.pt2 import Pt2Container
 
-        return Pt2Container(archive, limits, open_container)
+        return Pt2Container(archive, Opener(limits, open_container))
     return ZipContainer(archive, limits)

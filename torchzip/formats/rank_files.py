@@ -29,12 +29,12 @@ from torchzip.formats.base import (
     Contents,
     FolderContainer,
     MakeFactory,
-    OpenContainer,
+    Opener,
     Pickle,
     contiguous_tensor,
 )
 from torchzip.leaf_types import Size
-from torchzip.limits import Limits, is_number
+from torchzip.limits import is_number
 from torchzip.pickling.table import Name
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
 from torchzip.tensors.computed import fresh_spec
@@ -111,12 +111,9 @@ class RankFilesContainer(ChunkedContainer):
     torch_reason = "files of many ranks; torch.load reads each by itself"
     knows: Callable[[Name], bool] | None = None
 
-    def __init__(
-        self, folder: Folder, name: str, limits: Limits, open_container: OpenContainer
-    ) -> None:
-        super().__init__(folder, name)
-        self._limits = limits
-        self._open_container = open_container
+    def __init__(self, folder: Folder, opener: Opener) -> None:
+        super().__init__(folder, folder.path or ".")
+        self._opener = opener
         self._read: list[Contents] = []
         self._pickle_nbytes = 0
         self.values: dict[str, Any] = {}
@@ -124,7 +121,7 @@ class RankFilesContainer(ChunkedContainer):
     def read_file(self, name: str, folder: Folder | None = None) -> Any:
         """Return the object of a file; its tensors are `TensorSpec` s."""
         source = (self.folder if folder is None else folder).open(name)
-        container = self._open_container(source, self._limits)
+        container = self._opener.of_source(source)
         if not container.keeps_root or container.is_by_name:
             raise UnsupportedError(
                 f"the file is of format {container.format}; a file of torch.save was expected",
@@ -132,11 +129,9 @@ class RankFilesContainer(ChunkedContainer):
             )
         contents = container.read(Factory)
         self._pickle_nbytes += contents.pickle_nbytes
-        if self._pickle_nbytes > self._limits.pickle_nbytes:
-            raise LimitError(
-                "pickle_nbytes", self._pickle_nbytes, self._limits.pickle_nbytes,
-                path=container.name,
-            )  # fmt: skip
+        most = self._opener.limits.pickle_nbytes
+        if self._pickle_nbytes > most:
+            raise LimitError("pickle_nbytes", self._pickle_nbytes, most, path=container.name)
         self.containers[name] = container
         root, contents.root = contents.root, None
         self._read.append(contents)
@@ -148,7 +143,7 @@ class RankFilesContainer(ChunkedContainer):
         An object that is used over and over, or inside itself, is bounded by the names that it
         makes.
         """
-        limits = self._limits
+        limits = self._opener.limits
         most = limits.shared_names + self._read[-1].pickle_nbytes
         count = characters = 0
         todo: list[tuple[str, Any, int]] = [("", root, 0)]

@@ -24,7 +24,7 @@ from torchzip.errors import (
     shown,
 )
 from torchzip.files.folder import Folder
-from torchzip.formats.base import OpenContainer
+from torchzip.formats.base import Opener
 from torchzip.formats.rank_files import (
     Joined,
     RankFilesContainer,
@@ -35,7 +35,6 @@ from torchzip.formats.rank_files import (
 )
 from torchzip.formats.rank_parts import Part, knows_in_parts, parts_of
 from torchzip.leaf_types import ForeignObject
-from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk
 from torchzip.tensors.rebuild import FOREIGN_TENSORS
 from torchzip.tensors.specs import Shape, TensorSpec
@@ -106,14 +105,8 @@ class RanksContainer(RankFilesContainer):
     label = "files of ranks"
     knows = staticmethod(knows_in_parts)
 
-    def __init__(
-        self,
-        folder: Folder,
-        names: list[str],
-        limits: Limits,
-        open_container: OpenContainer,
-    ) -> None:
-        super().__init__(folder, folder.path or ".", limits, open_container)
+    def __init__(self, folder: Folder, names: list[str], opener: Opener) -> None:
+        super().__init__(folder, opener)
         folder.will_open(names)
         found: dict[str, list[_Found]] = {}
         self._odd: list[str] = []

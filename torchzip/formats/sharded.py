@@ -38,38 +38,33 @@ from torchzip.formats.base import (
     Contents,
     FolderContainer,
     MakeFactory,
-    OpenContainer,
+    Opener,
     RecordCheck,
     measured_by,
 )
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, saved_offsets
-from torchzip.limits import Limits
 
 #: Missing shards that an error names.
 _MOST_LISTED = 5
 
 
-def open_index(
-    folder: Folder, name: str, limits: Limits, open_container: OpenContainer
-) -> ShardedContainer:
+def open_index(folder: Folder, name: str, opener: Opener) -> ShardedContainer:
     """Return the shards that an index lists, in its order."""
-    index = parse_index(folder.open(name), limits)
+    index = parse_index(folder.open(name), opener.limits)
     shards = list(dict.fromkeys(index.weight_map.values()))
     with ErrorPlace(path=folder.place(name)):
         notes = _check_files(folder, shards)
-    made = ShardedContainer(folder, folder.place(name), index, shards, limits, open_container)
+    made = ShardedContainer(folder, folder.place(name), index, shards, opener)
     made.notes = notes
     made.index_nbytes = folder.open(name).size
     return made
 
 
-def open_shards(
-    folder: Folder, shards: list[Shard], limits: Limits, open_container: OpenContainer
-) -> ShardedContainer:
+def open_shards(folder: Folder, shards: list[Shard], opener: Opener) -> ShardedContainer:
     """Return the shards of one set that has no index, in the order of their numbers."""
     with ErrorPlace(path=folder.path):
         names = _in_order(shards)
-    return ShardedContainer(folder, folder.path, None, names, limits, open_container)
+    return ShardedContainer(folder, folder.path, None, names, opener)
 
 
 class ShardedContainer(FolderContainer):
@@ -90,18 +85,17 @@ class ShardedContainer(FolderContainer):
         name: str,
         index: ShardIndex | None,
         shards: list[str],
-        limits: Limits,
-        open_container: OpenContainer,
+        opener: Opener,
     ) -> None:
         super().__init__(folder, name)
         self._index = index
         self._listed: dict[str, list[str]] = {shard: [] for shard in shards}
         for tensor, shard in index.weight_map.items() if index is not None else ():
             self._listed[shard].append(tensor)
-        self._limits = limits
+        self._limits = opener.limits
         folder.will_open(shards)
         for shard in shards:
-            container = open_container(folder.open(shard), limits)
+            container = opener.of_source(folder.open(shard))
             if not container.can_be_shard:
                 raise UnsupportedError(
                     f"the shard is of format {container.format}; a file of torch.save or "

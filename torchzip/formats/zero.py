@@ -39,7 +39,7 @@ import os
 from torchzip.errors import ErrorPlace, FormatError, UnsupportedError, shown
 from torchzip.files.folder import Folder
 from torchzip.files.opening import open_given
-from torchzip.formats.base import OpenContainer
+from torchzip.formats.base import Opener
 from torchzip.formats.rank_files import (
     Flat,
     Joined,
@@ -49,7 +49,6 @@ from torchzip.formats.rank_files import (
     identity,
 )
 from torchzip.formats.zero_files import States, check_optimizers, files_of_ranks
-from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk
 from torchzip.tensors.specs import Shape, TensorSpec
 
@@ -67,16 +66,8 @@ class ZeroContainer(RankFilesContainer):
     format = "zero"
     label = "DeepSpeed ZeRO"
 
-    def __init__(
-        self,
-        folder: Folder,
-        limits: Limits,
-        open_container: OpenContainer,
-        *,
-        optimizer: bool = False,
-    ) -> None:
-        super().__init__(folder, folder.path or ".", limits, open_container)
-        self._optimizer = optimizer
+    def __init__(self, folder: Folder, opener: Opener) -> None:
+        super().__init__(folder, opener)
         #: What the optimizer has of a parameter, by its name and then by that of a value.
         self._moments: dict[str, dict[str, Joined]] = {}
         with ErrorPlace(path=self.name):
@@ -115,7 +106,7 @@ class ZeroContainer(RankFilesContainer):
         join = self._sliced if is_sliced else self._concatenated
         flats = [states.flats(key) for states in ranks]
         made = join(groups, ranks, flats)
-        if self._optimizer:
+        if self._opener.optimizer:
             held = [states.moments(own) for states, own in zip(ranks, flats, strict=True)]
             for moment in held[0]:
                 for states, own in zip(ranks, held, strict=True):
@@ -305,7 +296,7 @@ class UniversalZeroContainer(ZeroContainer):
         """Return what the optimizer has of a parameter, if that is asked for."""
         if name not in around.names:
             raise FormatError(f"{shown(name)} has no directory in {UNIVERSAL}. Fetch it.")
-        if not self._optimizer:
+        if not self._opener.optimizer:
             return []
         with contextlib.closing(around.within(name)) as own:
             stems = [each.removesuffix(".pt") for each in own.names if each.endswith(".pt")]
@@ -330,9 +321,7 @@ class UniversalZeroContainer(ZeroContainer):
             self._below.close()
 
 
-def open_zero(
-    folder: Folder, limits: Limits, open_container: OpenContainer, *, optimizer: bool = False
-) -> ZeroContainer:
+def open_zero(folder: Folder, opener: Opener) -> ZeroContainer:
     """Return the checkpoint of ZeRO that a directory is."""
     kind = UniversalZeroContainer if UNIVERSAL in folder.names else ZeroContainer
-    return kind(folder, limits, open_container, optimizer=optimizer)
+    return kind(folder, opener)
