@@ -21,10 +21,8 @@ AWQ are transposed to [out, in], and have the dtype of their scales.
 
 from __future__ import annotations
 
-import math
-
 from torchzip.errors import UnsupportedError, shown
-from torchzip.quantization.arithmetic import Numbers, Part, check_dtype, misfit, stacked
+from torchzip.quantization.arithmetic import Numbers, Part, check_dtype, misfit, of_each
 from torchzip.quantization.scheme import Found, Plain, Scheme, read_small
 from torchzip.quantization.words import Packed, grouped, packed_rows
 from torchzip.tensors.specs import TensorSpec
@@ -75,18 +73,10 @@ def _compressed_weight(found: Found, bits: int | None) -> TensorSpec:
     for each in (scale, zero):
         if each is not None and (len(each.shape), each.shape[:-2]) != (len(shape), shape[:-2]):
             raise misfit(each, codes, f"{list(shape[:-2])} before the last two axes")
-    count = math.prod(shape[:-2])
-    codes, scale = (each.reshaped(count, *each.shape[-2:]) for each in (codes, scale))
-    if zero is not None:
-        zero = zero.reshaped(count, *zero.shape[-2:])
-    experts = [
-        _compressed_matrix(
-            codes.at(each), scale.at(each), None if zero is None else zero.at(each), index, bits,
-            columns,
-        )
-        for each in range(count)
-    ]  # fmt: skip
-    return stacked("bfloat16", experts, shape[:-2])
+    return of_each(
+        lambda codes, scale, zero: _compressed_matrix(codes, scale, zero, index, bits, columns),
+        "bfloat16", shape, codes, scale, zero,
+    )  # fmt: skip
 
 
 def _spread(part: Part, shape: tuple[int, ...]) -> Part:
