@@ -42,6 +42,7 @@ from torchzip.tensors.packing import elements_of
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.specs import Shape, TensorSpec
 from torchzip.tensors.storage import Measure, TensorStorage
+from torchzip.tensors.views import sliced
 
 #: Missing files that an error names.
 _MOST_LISTED = 5
@@ -169,10 +170,11 @@ class RankFilesContainer(ChunkedContainer):
                 if characters > max(limits.names_nbytes, self._read[-1].pickle_nbytes):
                     raise LimitError("names_nbytes", characters, limits.names_nbytes)
 
-    def alone(self, name: str, spec: TensorSpec, place: str) -> Joined:
-        """Return a tensor that one file has whole."""
+    def alone(self, name: str, spec: TensorSpec, place: str, shape: Shape | None = None) -> Joined:
+        """Return a tensor that one file has whole, with its own shape or another."""
+        shape = spec.shape if shape is None else shape
         chunk = Chunk((0,) * len(spec.shape), spec.shape, place, closed(spec, place))
-        return self.join(name, spec.torch_dtype, spec.shape, [chunk] if spec.numel else [])
+        return self.join(name, spec.torch_dtype, shape, [chunk] if spec.numel else [], spec.shape)
 
     def read(self, make_factory: MakeFactory) -> Contents:
         made = super().read(make_factory)
@@ -239,9 +241,7 @@ class RunChunk(Chunk):
 
     def open(self) -> TensorSpec:
         whole = super().open()
-        offset = whole.storage_offset + self._first * whole.stride[0]
-        run = TensorSpec(whole.torch_dtype, self.sizes, whole.stride, offset, whole.storage)
-        return closed(run, self.place)
+        return closed(sliced(whole, slice(self._first, self._first + self.sizes[0])), self.place)
 
 
 def closed(spec: TensorSpec, place: str) -> TensorSpec:
@@ -296,10 +296,3 @@ def differ(one: TensorSpec, other: TensorSpec) -> bool:
     crcs = [each.storage.crc for each in (one, other)]
     whole = all(elements_of(each) is each.storage for each in (one, other))
     return all(crcs) and whole and crcs[0] != crcs[1]
-
-
-def piece(spec: TensorSpec, axis: int, first: int, size: int) -> TensorSpec:
-    """Return a part of a tensor along one axis."""
-    shape = (*spec.shape[:axis], size, *spec.shape[axis + 1 :])
-    offset = spec.storage_offset + first * spec.stride[axis]
-    return spec.replace(shape=shape, storage_offset=offset)

@@ -45,7 +45,6 @@ from torchzip.formats.rank_files import (
     Joined,
     RankFilesContainer,
     check_dense,
-    closed,
     identity,
 )
 from torchzip.formats.zero_files import States, check_optimizers, files_of_ranks
@@ -312,8 +311,7 @@ class UniversalZeroContainer(ZeroContainer):
                 f"{shown(self._model_name)}",
                 path=place,
             )
-        box = Chunk((0,) * len(spec.shape), spec.shape, place, closed(spec, place))
-        return self.join(name, spec.torch_dtype, shape, [box] if spec.numel else [], spec.shape)
+        return self.alone(name, spec, place, shape)
 
     def close(self) -> None:
         super().close()
