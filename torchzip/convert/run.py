@@ -163,7 +163,7 @@ def paying_jobs(plan: Plan) -> int:
     for one process.
     """
     storages = [storage for planned in plan.files for storage in planned.storages]
-    if plan.place.is_far or not all(map(_is_file, sources_of(storages))):
+    if isinstance(plan.place, StorePlace) or not all(map(_is_file, sources_of(storages))):
         return 1
     nbytes = sum(storage.nbytes for storage in storages if _is_worked_on(storage))
     return max(1, min(processors(), _MOST_JOBS, nbytes // _PAYING_NBYTES))
