@@ -112,7 +112,7 @@ def _told(found: Found) -> tuple[int, int] | None:
 
 def with_scale(found: Found, ending: str) -> Plain:
     """Return codes times what the name with an ending has."""
-    codes, scale, zero = found.codes, found.parts[ending], found.part("_zero_point")
+    codes, scale, zero = found.codes, found.parts[ending], found.parts.get("_zero_point")
     check_dtype(scale, codes, "float", "uint8")
     if scale.dtype == "uint8" and ending == "scale_weight":
         raise misfit(scale, codes, "a scale of floats")
@@ -133,7 +133,7 @@ def with_scale(found: Found, ending: str) -> Plain:
 
 def _int8_of_bitsandbytes(found: Found) -> Plain:
     codes, scale = found.codes, found.parts["SCB"]
-    layout = found.part("weight_format")
+    layout = found.parts.get("weight_format")
     if len(codes.shape) != 2 or scale.shape != codes.shape[:1]:
         raise misfit(scale, codes, f"{list(codes.shape[:1])}, one for a row,")
     check_dtype(scale, codes, "float")

@@ -65,7 +65,7 @@ def _compressed_weight(found: Found, bits: int | None) -> TensorSpec:
         bits = fits[0] if fits else 0
     if not 1 <= bits <= 8 or _words(columns, bits) != codes.shape[-1]:
         raise misfit(codes, held, f"{_words(columns, bits or 4):,} words a row")
-    zero, index = found.part("_zero_point"), found.part("_g_idx")
+    zero, index = found.parts.get("_zero_point"), found.parts.get("_g_idx")
     if scale.spec.numel == 1:
         scale = _spread(scale, (*shape[:-1], 1))
     if len(shape) == 2:
@@ -139,7 +139,7 @@ def _gptq(found: Found, bits: int) -> Plain:
     size = found.config.number("group_size")
     if size is None or -(-columns // size) != groups:
         size = None
-    index = found.part("g_idx")
+    index = found.parts.get("g_idx")
     spec = grouped(
         codes.permuted(1, 0), scale.permuted(1, 0), scale.dtype, Packed(bits, columns), size=size,
         zero=zero, index=index if index is not None and index.spec.numel else None,
