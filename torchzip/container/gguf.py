@@ -37,8 +37,8 @@ from torchzip.dtypes import BLOCKS, DTYPES, GGUF
 from torchzip.errors import (
     TRUNCATED,
     ArchiveError,
+    ErrorPlace,
     LimitError,
-    TorchZipError,
     UnsupportedError,
     shown,
 )
@@ -214,10 +214,8 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
     UnsupportedError
         If a tensor is of a type that is not in `dtypes`, or the file is big-endian.
     """
-    try:
+    with ErrorPlace(path=source.name):
         return _parse(_Cursor(source, limits), source.size)
-    except TorchZipError as error:
-        raise error.at(path=source.name) from None
 
 
 class _Cursor:

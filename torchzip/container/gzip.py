@@ -35,9 +35,7 @@ def decompressed(source: Source, limits: Limits) -> str:
             _decompress(source, limits, out)
     except zlib.error as error:
         remove(path)
-        raise ArchiveError(
-            f"the compressed bytes are damaged ({error})", path=source.name
-        ) from None
+        raise ArchiveError(f"the compressed bytes are damaged ({error})") from None
     except BaseException:
         remove(path)
         raise
@@ -57,15 +55,11 @@ def _decompress(source: Source, limits: Limits, out: BinaryIO) -> None:
         nbytes += len(block)
         if nbytes > most:
             ratio = -(-nbytes // source.size)
-            raise LimitError("deflate_ratio", ratio, limits.deflate_ratio, path=source.name)
+            raise LimitError("deflate_ratio", ratio, limits.deflate_ratio)
         out.write(block)
     if not stream.is_whole:
-        raise ArchiveError(
-            f"the gzip file ends after {nbytes:,} bytes of its content. {CUT_SHORT}",
-            path=source.name,
-        )
+        raise ArchiveError(f"the gzip file ends after {nbytes:,} bytes of its content. {CUT_SHORT}")
     if stream.stop < source.size:
         raise ArchiveError(
-            "other bytes follow the compressed ones in a gzip file; one stream was expected",
-            path=source.name,
+            "other bytes follow the compressed ones in a gzip file; one stream was expected"
         )

@@ -101,7 +101,7 @@ def open_tar(source: Source, opener: Opener) -> NemoContainer | None:
         )
     else:
         return None
-    raise UnsupportedError(f"a .nemo file with {inside}.", path=source.name)
+    raise UnsupportedError(f"a .nemo file with {inside}.")
 
 
 def open_gzip(source: Source, opener: Opener) -> NemoContainer | None:

@@ -40,10 +40,10 @@ class NpyContainer(PlainContainer):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         head = bytes(source.read_at(0, min(source.size, npy.HEADER_NBYTES)))
-        self._header = npy.parse_header(head, self.name)
+        self._header = npy.parse_header(head)
         self.offsets = {_KEY: self._header.nbytes}
         nbytes = source.size - self._header.nbytes
-        check_nbytes(self._header, nbytes, self.name)
+        check_nbytes(self._header, nbytes)
 
     def open_storage(self, key: str, measure: Measure) -> TensorStorage:
         unit = swap_nbytes(measure.torch_dtype or self._header.torch_dtype, self._header.byteorder)
@@ -66,14 +66,12 @@ def array_tensor(factory: Factory, key: str, header: npy.NpyHeader) -> Any:
     )
 
 
-def check_nbytes(header: npy.NpyHeader, nbytes: int, path: str, record: str | None = None) -> None:
+def check_nbytes(header: npy.NpyHeader, nbytes: int) -> None:
     """Raise ArchiveError unless an array has so many bytes after its header."""
     expected = math.prod(header.shape) * DTYPES[header.torch_dtype].itemsize
     if expected != nbytes:
         more = TRUNCATED if expected > nbytes else "Something was added after it."
         raise ArchiveError(
             f"an array of {header.torch_dtype} and shape {list(header.shape)} takes {expected:,} "
-            f"bytes, and {nbytes:,} follow its header. {more}",
-            path=path,
-            record=record,
+            f"bytes, and {nbytes:,} follow its header. {more}"
         )

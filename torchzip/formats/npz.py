@@ -43,8 +43,7 @@ class NpzContainer(PlainContainer):
         if others:
             raise ArchiveError(
                 f"an archive of .npy files that has {listed(others)} as well; arrays alone were "
-                "expected",
-                path=self.name,
+                "expected"
             )
         self.offsets = {}
         self._headers: dict[str, npy.NpyHeader] = {}
@@ -71,11 +70,11 @@ class NpzContainer(PlainContainer):
                 head += block[: npy.HEADER_NBYTES]
                 if len(head) >= npy.HEADER_NBYTES:
                     break
-        header = npy.parse_header(head, self.name, record)
-        check_nbytes(header, nbytes - header.nbytes, self.name, record)
+        header = npy.parse_header(head)
+        check_nbytes(header, nbytes - header.nbytes)
         name = _name_of(record, is_utf8=bool(self.archive.entry(record).flags & UTF8))
         if name in self._headers:
-            raise ArchiveError(f"two arrays are called {shown(name)}", path=self.name)
+            raise ArchiveError(f"two arrays are called {shown(name)}")
         self._records[name] = record
         self._headers[name] = header
         self.offsets[name] = at + header.nbytes

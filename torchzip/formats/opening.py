@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from torchzip.container.zip_reader import ZipReader
-from torchzip.errors import ArchiveError, FormatError, UnsupportedError
+from torchzip.errors import ArchiveError, ErrorPlace, FormatError, UnsupportedError
 from torchzip.files.opening import is_folder, open_given
 from torchzip.files.source import File, Source
 from torchzip.formats.base import Container, Opener
@@ -96,7 +96,12 @@ def _open_files(files: Files, opener: Opener, join: Join | None) -> Container:
 
 
 def open_container(source: Source, limits: Limits) -> Container:
-    """Return the container that the bytes of one file are."""
+    """Return the container that the bytes of one file are. Errors name the file."""
+    with ErrorPlace(path=source.name):
+        return _open(source, limits)
+
+
+def _open(source: Source, limits: Limits) -> Container:
     head = bytes(source.read_at(0, min(source.size, 512)))
     if head.startswith(b"PK\3\4"):
         # The name in the local header that the archive begins with.
@@ -120,27 +125,25 @@ def open_container(source: Source, limits: Limits) -> Container:
         from torchzip.formats.legacy import LegacyContainer, is_legacy
 
         if is_legacy(head, limits):
-            _refuse_tar(head, "a legacy file of torch.save", source.name)
+            _refuse_tar(head, "a legacy file of torch.save")
             return LegacyContainer(source, limits)
     if is_safetensors(head, source.size):
-        _refuse_tar(head, "a safetensors file", source.name)
+        _refuse_tar(head, "a safetensors file")
         from torchzip.formats.safetensors import SafetensorsContainer
 
         return SafetensorsContainer(source, limits)
     if head.startswith(b"GGUF"):
-        _refuse_tar(head, "a GGUF file", source.name)
+        _refuse_tar(head, "a GGUF file")
         from torchzip.formats.gguf import GgufContainer
 
         return GgufContainer(source, limits)
     if head.startswith(b"\x93NUMPY"):
-        _refuse_tar(head, "a .npy file", source.name)
+        _refuse_tar(head, "a .npy file")
         from torchzip.formats.npy import NpyContainer
 
         return NpyContainer(source)
     if head.startswith(b"PYTORCH1"):
-        raise UnsupportedError(
-            "a preview format of 2018, which torch itself refuses", path=source.name
-        )
+        raise UnsupportedError("a preview format of 2018, which torch itself refuses")
     if head.startswith(_GZIP) and source.name.endswith(".nemo"):
         from torchzip.formats.nemo import open_gzip
 
@@ -161,15 +164,14 @@ def open_container(source: Source, limits: Limits) -> Container:
     raise file_error(source, head)
 
 
-def _refuse_tar(head: bytes, what: str, path: str) -> None:
+def _refuse_tar(head: bytes, what: str) -> None:
     """Refuse a file that torch would open as a tar file: it tries that before anything else."""
     from torchzip.container.tar import is_header
 
     if is_header(head):
         raise ArchiveError(
             f"{what} whose first 512 bytes are a valid header of a tar file as well; torch.load "
-            "would read the tar file",
-            path=path,
+            "would read the tar file"
         )
 
 
@@ -183,7 +185,6 @@ def is_safetensors(head: bytes, size: int) -> bool:
 
 
 def _open_zip(archive: ZipReader, limits: Limits) -> Container:
-    name = archive.source.name
     if "constants.pkl" in archive:
         from torchzip.formats.torchscript import TorchScriptContainer
 
@@ -191,8 +192,7 @@ def _open_zip(archive: ZipReader, limits: Limits) -> Container:
     if "model.json" in archive and ZipContainer.pickle_record not in archive:
         raise UnsupportedError(
             "a TorchScript archive as torch before 1.4 wrote (it has model.json). Load it with "
-            "torch.jit.load and save it again with torch.jit.save.",
-            path=name,
+            "torch.jit.load and save it again with torch.jit.save."
         )
     if _PT2 in archive:
         from torchzip.formats.pt2 import Pt2Container

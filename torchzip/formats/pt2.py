@@ -140,7 +140,7 @@ class Pt2Container(_Pt2Archive):
             found = self._text(record).strip() if record in archive else wanted
             if found != wanted:
                 raise UnsupportedError(
-                    f"{what} {shown(found)}; {wanted!r} was expected", path=self.name, record=record
+                    f"{what} {shown(found)}; {wanted!r} was expected", record=record
                 )
         self._models = [
             record.removeprefix("models/").removesuffix(".json")
@@ -150,8 +150,7 @@ class Pt2Container(_Pt2Archive):
         if not self._models:
             raise UnsupportedError(
                 "a .pt2 archive without an exported program (no models/*.json); what AOTInductor "
-                "compiled is not read",
-                path=self.name,
+                "compiled is not read"
             )
 
     def _is_pickled(self, record: str) -> bool:
