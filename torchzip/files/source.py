@@ -61,7 +61,7 @@ class Source(Protocol):
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``offset``, or raise."""
-        ...
+        out[:] = self.read_at(offset, out.nbytes)
 
     def will_read(self, spans: Iterable[tuple[Source, int, int]]) -> None:
         """Take note of what will be read soon, in this order: sources, offsets, numbers of bytes.

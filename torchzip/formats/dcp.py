@@ -341,30 +341,28 @@ class ItemChunk(Chunk):
             If it is not what the ``.metadata`` says: a tensor of that dtype and size.
         """
         if self._spec is None:
-            spec = _open_item(self._part, self._limits).read(Factory).root
-            if isinstance(spec, OtherTensor):
-                kind = spec.kind.replace("_", " ")
-                raise UnsupportedError(
-                    f"a {kind} tensor in a distributed checkpoint; these are not read yet",
-                    path=self.place,
-                )
-            if type(spec) is not TensorSpec:
-                raise TensorError(
-                    f"the item is {shown(spec)}; a tensor was expected", path=self.place
-                )
-            if spec.torch_dtype != self._torch_dtype or spec.shape != self.sizes:
-                raise TensorError(
-                    f"the item is {spec.torch_dtype} of size {list(spec.shape)}, the metadata says "
-                    f"{self._torch_dtype} of size {list(self.sizes)}",
-                    path=self.place,
-                )
-            if not spec.storage.random_access:
-                raise UnsupportedError(
-                    "a chunk lies in a deflated record; chunks are read from stored ones only",
-                    path=self.place,
-                )
-            self._spec = spec
+            with ErrorPlace(path=self.place):
+                self._spec = self._checked(_open_item(self._part, self._limits).read(Factory).root)
         return self._spec
+
+    def _checked(self, spec: Any) -> TensorSpec:
+        if isinstance(spec, OtherTensor):
+            kind = spec.kind.replace("_", " ")
+            raise UnsupportedError(
+                f"a {kind} tensor in a distributed checkpoint; these are not read yet"
+            )
+        if type(spec) is not TensorSpec:
+            raise TensorError(f"the item is {shown(spec)}; a tensor was expected")
+        if spec.torch_dtype != self._torch_dtype or spec.shape != self.sizes:
+            raise TensorError(
+                f"the item is {spec.torch_dtype} of size {list(spec.shape)}, the metadata says "
+                f"{self._torch_dtype} of size {list(self.sizes)}"
+            )
+        if not spec.storage.random_access:
+            raise UnsupportedError(
+                "a chunk lies in a deflated record; chunks are read from stored ones only"
+            )
+        return spec
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = (self.offsets, self.sizes, self._part, self._torch_dtype, self._limits)

@@ -105,7 +105,11 @@ def _open_folder(folder: Folder, opener: Opener) -> Container:
         if any(SHARDING_INFO in parse_header(folder.open(name), limits)[1] for name in parts):
             return SafetensorsPartsContainer(folder, parts, limits)
         # No reader looks for shards without an index, so with one they do not count.
-        for shards in _sets(folder.names):
+        sets: dict[ShardSet, list[Shard]] = {}
+        for shard in filter(None, map(parse_shard, folder.names)):
+            if shard.of.is_loadable:
+                sets.setdefault(shard.of, []).append(shard)
+        for shards in sets.values():
             found[shards[0].name] = partial(open_shards, folder, shards, opener)
     if is_zero(folder.names):
         found["*_states.pt"] = partial(open_zero, folder, opener)
@@ -152,12 +156,3 @@ def _open_latest(folder: Folder, name: str, opener: Opener) -> Container:
 def _open_whole(folder: Folder, name: str, opener: Opener) -> Container:
     folder.close()
     return opener.of_file(folder.file(name))
-
-
-def _sets(names: list[str]) -> list[list[Shard]]:
-    """Return the shards among files, set by set."""
-    sets: dict[ShardSet, list[Shard]] = {}
-    for shard in filter(None, map(parse_shard, names)):
-        if shard.of.is_loadable:
-            sets.setdefault(shard.of, []).append(shard)
-    return list(sets.values())

@@ -177,7 +177,10 @@ class States:
         made: dict[str, list[TensorSpec]] = {}
         for key in rows[0] if rows else ():
             values = [row.get(key) for row in rows]
-            if type(key) is str and all(map(_is_moment, values, flats)):
+            if type(key) is str and all(
+                type(value) is TensorSpec and len(value.shape) == 1 and value.numel >= flat.numel
+                for value, flat in zip(values, flats, strict=True)
+            ):
                 made[key] = values
         return made
 
@@ -194,10 +197,6 @@ class States:
                 return None
             return float(read_view(held, (), (), held.storage_offset))
         return float(held) if is_number(held) else None
-
-
-def _is_moment(value: Any, flat: TensorSpec) -> bool:
-    return type(value) is TensorSpec and len(value.shape) == 1 and value.numel >= flat.numel
 
 
 def check_optimizers(ranks: Sequence[States], names: Sequence[str]) -> None:

@@ -67,7 +67,8 @@ def _compressed_weight(found: Found, bits: int | None) -> TensorSpec:
         raise misfit(codes, held, f"{_words(columns, bits or 4):,} words a row")
     zero, index = found.parts.get("_zero_point"), found.parts.get("_g_idx")
     if scale.spec.numel == 1:
-        scale = _spread(scale, (*shape[:-1], 1))
+        one = scale.reshaped(*(1,) * len(shape)).spec
+        scale = Part(scale.name, broadcast_spec(one, (*shape[:-1], 1)))
     if len(shape) == 2:
         return _compressed_matrix(codes, scale, zero, index, bits, columns)
     for each in (scale, zero):
@@ -77,10 +78,6 @@ def _compressed_weight(found: Found, bits: int | None) -> TensorSpec:
         lambda codes, scale, zero: _compressed_matrix(codes, scale, zero, index, bits, columns),
         "bfloat16", shape, codes, scale, zero,
     )  # fmt: skip
-
-
-def _spread(part: Part, shape: tuple[int, ...]) -> Part:
-    return Part(part.name, broadcast_spec(part.reshaped(*(1,) * len(shape)).spec, shape))
 
 
 def _compressed_matrix(
