@@ -54,125 +54,116 @@ def without_others(data: bytes, fields: Collection[str]) -> Own | None:
     None if there is none, or if it is not sure that this makes no difference.
     """
     try:
-        return _Skim(data, fields).run() if len(data) < _FETCHED else None
+        return _skim(data, fields) if len(data) < _FETCHED else None
     except (IndexError, ValueError, OverflowError, struct.error):
         return None  # it is damaged; where, the interpreter says
 
 
-class _Skim:
-    """Goes through a pickle of one object whose state is a dict."""
-
-    def __init__(self, data: bytes, fields: Collection[str]) -> None:
-        self._data = data
-        self._fields = fields
-        self._memo = array("i")
-        self._frames: list[int] = []
-        self._names: dict[Name, None] = {}
-
-    def run(self) -> Own | None:
-        data, memo = self._data, self._memo
-        stack: list[int] = []
-        below: list[list[int]] = []
-        # The first unknown attribute: where its opcode is, and its place in the dict.
-        begin, first = len(data), 0
-        position = 0
-        while True:
-            op = data[position]
-            position += 1
-            if op == 0x94:  # MEMOIZE
-                memo.append(stack[-1])
-            elif op == 0x8C or op == 0x58:  # SHORT_BINUNICODE, BINUNICODE
-                at = position - 1
-                is_key = len(below) == 1 and len(below[0]) == 2 and not len(stack) % 2
-                if (
-                    is_key
-                    and stack[first : first + 1] != [begin]
-                    and self._string(at) not in self._fields
-                ):
-                    begin, first = at, len(stack)
-                    self._names.clear()
-                stack.append(at)
-                position += 1 + data[position] if op == 0x8C else 4 + _U32(data, position)[0]
-            elif op == 0x68 or op == 0x6A:  # BINGET, LONG_BINGET
-                if op == 0x68:
-                    number = data[position]
-                    position += 1
-                else:
-                    number = _U32(data, position)[0]
-                    position += 4
-                value = memo[number]
-                stack.append(value + _FETCHED if value >= 0 else _OLD)
-            elif op in _PUSHED:
-                stack.append(_NEW)
-                position += _PUSHED[op]
-            elif op == 0x28:  # MARK
-                below.append(stack)
-                stack = []
-            elif op in _FILLS:
-                del stack[-_FILLS[op] :]
-                if stack[-1] != _NEW:
-                    return None
-            elif op in _TAKEN:
-                count = _TAKEN[op]
-                if len(stack) < count:
-                    return None
-                stack[-count:] = [_NEW]
-            elif op in _FROM_MARK:
-                items = stack
-                stack = below.pop()
-                if not below and op == _SETITEMS and data[position : position + 3] == b"b.":
-                    return self._own(begin, items, first)
-                if stack[-1] != _NEW:
-                    return None
-            elif op == _TUPLE:
-                stack = below.pop()
-                stack.append(_NEW)
-            elif op == 0x93:  # STACK_GLOBAL
-                name, module = stack.pop(), stack.pop()
-                if name < 0 or module < 0:
-                    return None
-                self._names[self._string(module), self._string(name)] = None
-                stack.append(_NEW)
-            elif op == 0x63:  # GLOBAL
-                end = data.index(b"\n", position)
-                stop = data.index(b"\n", end + 1)
-                self._names[data[position:end].decode(), data[end + 1 : stop].decode()] = None
-                position = stop + 1
-                stack.append(_NEW)
-            elif op == 0x71 or op == 0x72:  # BINPUT, LONG_BINPUT
-                number = data[position] if op == 0x71 else _U32(data, position)[0]
-                if number != len(memo):
-                    return None
-                memo.append(stack[-1])
-                position += 1 if op == 0x71 else 4
-            elif op == 0x95:  # FRAME
-                self._frames.append(position)
-                position += 8
-            elif op == 0x8A or op == 0x43:  # LONG1, SHORT_BINBYTES
-                stack.append(_NEW)
-                position += 1 + data[position]
-            elif op == 0x80:  # PROTO
+def _skim(data: bytes, fields: Collection[str]) -> Own | None:
+    """Go through a pickle of one object whose state is a dict."""
+    memo = array("i")
+    frames: list[int] = []
+    names: dict[Name, None] = {}
+    stack: list[int] = []
+    below: list[list[int]] = []
+    # The first unknown attribute: where its opcode is, and its place in the dict.
+    begin, first = len(data), 0
+    position = 0
+    while True:
+        op = data[position]
+        position += 1
+        if op == 0x94:  # MEMOIZE
+            memo.append(stack[-1])
+        elif op == 0x8C or op == 0x58:  # SHORT_BINUNICODE, BINUNICODE
+            at = position - 1
+            is_key = len(below) == 1 and len(below[0]) == 2 and not len(stack) % 2
+            if is_key and stack[first : first + 1] != [begin] and _string(data, at) not in fields:
+                begin, first = at, len(stack)
+                names.clear()
+            stack.append(at)
+            position += 1 + data[position] if op == 0x8C else 4 + _U32(data, position)[0]
+        elif op == 0x68 or op == 0x6A:  # BINGET, LONG_BINGET
+            if op == 0x68:
+                number = data[position]
                 position += 1
             else:
+                number = _U32(data, position)[0]
+                position += 4
+            value = memo[number]
+            stack.append(value + _FETCHED if value >= 0 else _OLD)
+        elif op in _PUSHED:
+            stack.append(_NEW)
+            position += _PUSHED[op]
+        elif op == 0x28:  # MARK
+            below.append(stack)
+            stack = []
+        elif op in _FILLS:
+            del stack[-_FILLS[op] :]
+            if stack[-1] != _NEW:
                 return None
-
-    def _string(self, at: int) -> str:
-        data, at = self._data, at % _FETCHED
-        if data[at] == 0x8C:
-            start, nbytes = at + 2, data[at + 1]
+        elif op in _TAKEN:
+            count = _TAKEN[op]
+            if len(stack) < count:
+                return None
+            stack[-count:] = [_NEW]
+        elif op in _FROM_MARK:
+            items = stack
+            stack = below.pop()
+            if not below and op == _SETITEMS and data[position : position + 3] == b"b.":
+                behind = items[first::2]  # the keys from the first unknown attribute on
+                if behind[0] != begin or len(items) % 2:
+                    return None
+                if any(at < 0 or _string(data, at) in fields for at in behind):
+                    return None
+                return Own(_ended(data[:begin], frames), list(names))
+            if stack[-1] != _NEW:
+                return None
+        elif op == _TUPLE:
+            stack = below.pop()
+            stack.append(_NEW)
+        elif op == 0x93:  # STACK_GLOBAL
+            name, module = stack.pop(), stack.pop()
+            if name < 0 or module < 0:
+                return None
+            names[_string(data, module), _string(data, name)] = None
+            stack.append(_NEW)
+        elif op == 0x63:  # GLOBAL
+            end = data.index(b"\n", position)
+            stop = data.index(b"\n", end + 1)
+            names[data[position:end].decode(), data[end + 1 : stop].decode()] = None
+            position = stop + 1
+            stack.append(_NEW)
+        elif op == 0x71 or op == 0x72:  # BINPUT, LONG_BINPUT
+            number = data[position] if op == 0x71 else _U32(data, position)[0]
+            if number != len(memo):
+                return None
+            memo.append(stack[-1])
+            position += 1 if op == 0x71 else 4
+        elif op == 0x95:  # FRAME
+            frames.append(position)
+            position += 8
+        elif op == 0x8A or op == 0x43:  # LONG1, SHORT_BINBYTES
+            stack.append(_NEW)
+            position += 1 + data[position]
+        elif op == 0x80:  # PROTO
+            position += 1
         else:
-            start, nbytes = at + 5, _U32(data, at + 1)[0]
-        return data[start : start + nbytes].decode("utf-8", "surrogatepass")
+            return None
 
-    def _own(self, begin: int, items: list[int], first: int) -> Own | None:
-        """Return the pickle up to ``begin``, if that begins the first key of others in the dict."""
-        behind = items[first::2]
-        if behind[0] != begin or len(items) % 2:
-            return None
-        if any(at < 0 or self._string(at) in self._fields for at in behind):
-            return None
-        own = bytearray(self._data[:begin]) + b"ub."  # SETITEMS, BUILD, STOP
-        for frame in self._frames:
-            if frame < begin and _U64(own, frame)[0] > len(own) - frame - 8:
-                struct.pack_into("<Q", own, frame, len(own) - frame - 8)
-        return Own(bytes(own), list(self._names))
+
+def _string(data: bytes, at: int) -> str:
+    at %= _FETCHED
+    if data[at] == 0x8C:
+        start, nbytes = at + 2, data[at + 1]
+    else:
+        start, nbytes = at + 5, _U32(data, at + 1)[0]
+    return data[start : start + nbytes].decode("utf-8", "surrogatepass")
+
+
+def _ended(data: bytes, frames: list[int]) -> bytes:
+    """Return a pickle that was cut off within the dict, with its end; frames get their length."""
+    own = bytearray(data) + b"ub."  # SETITEMS, BUILD, STOP
+    for frame in frames:
+        if frame < len(data) and _U64(own, frame)[0] > len(own) - frame - 8:
+            struct.pack_into("<Q", own, frame, len(own) - frame - 8)
+    return bytes(own)

@@ -10,7 +10,7 @@ that is missing at the end cannot be seen; any other leaves a gap, and that is r
 from __future__ import annotations
 
 from torchzip.container.json_objects import parse_json
-from torchzip.errors import ArchiveError, FormatError, TensorError, shown
+from torchzip.errors import ArchiveError, ErrorPlace, FormatError, TensorError, shown
 from torchzip.files.folder import Folder
 from torchzip.formats.base import Format
 from torchzip.formats.rank_files import ChunkedContainer
@@ -67,7 +67,9 @@ class SafetensorsPartsContainer(DcpFormat, ChunkedContainer):
         found: dict[str, list[Chunk]] = {}
         dtypes: dict[str, str] = {}
         for name in names:
-            self._add(SafetensorsContainer(folder.open(name), limits), limits, found, dtypes)
+            file = SafetensorsContainer(folder.open(name), limits)
+            with ErrorPlace(path=file.name):
+                self._add(file, limits, found, dtypes)
         for name, chunks in found.items():
             # Chunks of a name were seen to have as many dimensions as one another.
             ends = [
@@ -91,8 +93,7 @@ class SafetensorsPartsContainer(DcpFormat, ChunkedContainer):
         if SHARDING_INFO not in metadata:
             raise FormatError(
                 f"a safetensors file without {SHARDING_INFO}, and others in the directory have it. "
-                "Give its own path to read it, or move it away to read the others.",
-                path=file.name,
+                "Give its own path to read it, or move it away to read the others."
             )
         self.containers[file.name] = file
         offsets = saved_offsets(metadata, limits, file.name)
@@ -101,15 +102,13 @@ class SafetensorsPartsContainer(DcpFormat, ChunkedContainer):
             if offset is None or len(offset) != len(spec.shape):
                 raise TensorError(
                     f"{SHARDING_INFO} does not say where {shown(name)}, of shape "
-                    f"{list(spec.shape)}, begins",
-                    path=file.name,
+                    f"{list(spec.shape)}, begins"
                 )
             dtype = dtypes.setdefault(name, spec.torch_dtype)
             chunks = found.setdefault(name, [])
             if dtype != spec.torch_dtype or (chunks and len(chunks[0].sizes) != len(spec.shape)):
                 raise TensorError(
                     f"{shown(name)} is {spec.torch_dtype} of {len(spec.shape)} dimensions "
-                    f"here and {dtype} of {len(chunks[0].sizes)} in {chunks[0].place}",
-                    path=file.name,
+                    f"here and {dtype} of {len(chunks[0].sizes)} in {chunks[0].place}"
                 )
             chunks.append(Chunk(offset, spec.shape, file.name, spec))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchzip.container import npy
 from torchzip.container.npz import SUFFIX, UTF8
@@ -22,6 +22,14 @@ from torchzip.formats.base import (
 from torchzip.formats.npy import array_tensor, check_nbytes
 from torchzip.formats.zip import checked_blocks
 from torchzip.tensors.storage import Measure, SpanStorage, StreamStorage, TensorStorage
+
+
+class _Array(NamedTuple):
+    """A .npy file in the archive. The CRC is that of its data, or 0."""
+
+    record: str
+    header: npy.NpyHeader
+    crc: int
 
 
 class NpzContainer(PlainContainer):
@@ -46,10 +54,7 @@ class NpzContainer(PlainContainer):
                 "expected"
             )
         self.offsets = {}
-        self._headers: dict[str, npy.NpyHeader] = {}
-        self._records: dict[str, str] = {}
-        #: The CRCs of the data, which follow from those of the records and of the headers.
-        self._crcs: dict[str, int] = {}
+        self._arrays: dict[str, _Array] = {}
         for record in archive:
             with ErrorPlace(path=self.name, record=record):
                 self._add(record)
@@ -73,29 +78,26 @@ class NpzContainer(PlainContainer):
         header = npy.parse_header(head)
         check_nbytes(header, nbytes - header.nbytes)
         name = _name_of(record, is_utf8=bool(self.archive.entry(record).flags & UTF8))
-        if name in self._headers:
+        if name in self._arrays:
             raise ArchiveError(f"two arrays are called {shown(name)}")
-        self._records[name] = record
-        self._headers[name] = header
-        self.offsets[name] = at + header.nbytes
         if crc:
-            before = crc32(head[: header.nbytes])
-            self._crcs[name] = crc ^ crc32_combine(before, 0, nbytes - header.nbytes)
+            crc ^= crc32_combine(crc32(head[: header.nbytes]), 0, nbytes - header.nbytes)
+        self._arrays[name] = _Array(record, header, crc)
+        self.offsets[name] = at + header.nbytes
 
     def open_storage(self, key: str, measure: Measure) -> TensorStorage:
-        header, record = self._headers[key], self._records[key]
+        record, header, crc = self._arrays[key]
         unit = swap_nbytes(measure.torch_dtype or header.torch_dtype, header.byteorder)
-        crc = self._crcs.get(key)
         if self.archive.size_of(record)[2] == STORED:
-            return SpanStorage(*measure, key, self, crc, unit)
+            return SpanStorage(*measure, key, self, crc or None, unit)
         return StreamStorage(
-            *measure, inflate=partial(self._inflate, key), crc=crc, swap_nbytes=unit, record=record
-        )
+            *measure, inflate=partial(self._inflate, record, header.nbytes), crc=crc or None,
+            swap_nbytes=unit, record=record,
+        )  # fmt: skip
 
-    def _inflate(self, key: str) -> Iterator[bytes]:
-        """Yield the data of a deflated array."""
-        left = self._headers[key].nbytes
-        for block in self.archive.inflate(self._records[key]):
+    def _inflate(self, record: str, left: int) -> Iterator[bytes]:
+        """Yield the data of a deflated array, which begins after ``left`` bytes."""
+        for block in self.archive.inflate(record):
             if left < len(block):
                 yield block[left:]
             left = max(0, left - len(block))
@@ -103,9 +105,9 @@ class NpzContainer(PlainContainer):
     def read(self, make_factory: MakeFactory) -> Contents:
         factory = make_factory(self.open_storage)
         root: dict[str, Any] = {}
-        for name, header in self._headers.items():
-            with ErrorPlace(path=self.name, record=self._records[name]):
-                root[name] = array_tensor(factory, name, header)
+        for name, array in self._arrays.items():
+            with ErrorPlace(path=self.name, record=array.record):
+                root[name] = array_tensor(factory, name, array.header)
         return Contents(root, [], [], 0)
 
     def check_records(self) -> Iterator[RecordCheck]:
