@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from torchzip.errors import FormatError, shown
 from torchzip.files.location import join
-from torchzip.files.source import FileSource, Source, Status, reopen
+from torchzip.files.source import FileSource, Source, reopen
 
 #: Open files of a folder, unless more threads than that read at once.
 _OPEN_FILES = 64
@@ -180,8 +180,8 @@ class GivenFiles(LocalFolder):
         """Take any path: no file has named it."""
 
 
-class PooledSource(Source):
-    """A regular file of a `LocalFolder`. It can be pickled, as a FileSource can."""
+class PooledSource(FileSource):
+    """A regular file of a `LocalFolder`, which opens it for each use, if it is not open."""
 
     def __init__(self, folder: LocalFolder, own_name: str, file: FileSource) -> None:
         self._folder = folder
@@ -193,30 +193,14 @@ class PooledSource(Source):
         self.identity = file.identity
 
     @property
-    @contextlib.contextmanager
-    def descriptor(self) -> Iterator[int]:
+    def descriptor(self) -> contextlib.AbstractContextManager[int]:  # type: ignore[override]
         """The descriptor of the open file, which stays open within the ``with`` block."""
+        return self._borrowed()
+
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[int]:
         with self._folder.borrow(self) as file, file.descriptor as number:
             yield number
 
-    def status(self) -> Status:
-        with self._folder.borrow(self) as file:
-            return file.status()
-
-    def read_at(self, offset: int, nbytes: int) -> bytes:
-        with self._folder.borrow(self) as file:
-            return file.read_at(offset, nbytes)
-
-    def read_into(self, offset: int, out: memoryview) -> None:
-        with self._folder.borrow(self) as file:
-            file.read_into(offset, out)
-
-    def will_read(self, spans: Iterable[tuple[Source, int, int]]) -> None:
-        with self._folder.borrow(self) as file:
-            file.will_read(spans)
-
     def close(self) -> None:
         """Do nothing: the folder closes its files."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (reopen, (self.path, self.identity))

@@ -179,8 +179,9 @@ class FileSource(Source):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fsdecode(path)
         self.path = os.path.abspath(self.name)
+        self._file = Descriptor(open_file(path, os.O_RDONLY | NO_WAIT), self.name)
         #: The open file, to be used in a ``with`` block.
-        self.descriptor = Descriptor(open_file(path, os.O_RDONLY | NO_WAIT), self.name)
+        self.descriptor: AbstractContextManager[int] = self._file
         try:
             with self.descriptor as number:
                 status = os.fstat(number)
@@ -230,7 +231,7 @@ class FileSource(Source):
 
     def close(self) -> None:
         """End reading. The file is closed as soon as no read is under way."""
-        self.descriptor.close()
+        self._file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (reopen, (self.path, self.identity))

@@ -88,13 +88,12 @@ _BOTH = ("DTensor", "ShardedTensor")
 
 
 class Part(NamedTuple):
-    """A box of a tensor of size ``shape``. ``is_shared`` says that other ranks have it too."""
+    """A box of a tensor of size ``shape``, and what fills it."""
 
     torch_dtype: str
     shape: Shape
     offsets: Shape
     spec: TensorSpec
-    is_shared: bool
 
 
 def wrapper_subclass(value: Any) -> tuple[ForeignObject, Any, Any] | None:
@@ -156,10 +155,7 @@ def _local(state: Any, dtype: str, shape: Shape) -> Part:
         offsets[dim] += low
         sizes[dim] = min(sizes[dim] - low, each)
     _check_part(spec, dtype, tuple(sizes))
-    shared = any(
-        each.name == "Replicate" and size > 1 for each, size in zip(placements, mesh, strict=True)
-    )
-    return Part(dtype, shape, tuple(offsets), spec, shared)
+    return Part(dtype, shape, tuple(offsets), spec)
 
 
 def _check_part(spec: TensorSpec, dtype: str, sizes: Shape) -> None:
@@ -287,7 +283,7 @@ def _shards(state: Any, dtype: str, shape: Shape) -> Iterator[Part]:
             for each in ("offsets", "sizes")
         )
         _check_part(spec, dtype, sizes)
-        yield Part(dtype, shape, offsets, spec, False)
+        yield Part(dtype, shape, offsets, spec)
 
 
 # -- objects -----------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ class RanksContainer(RankFilesContainer):
             with ErrorPlace(record=name):
                 parts = parts_of(value)
             if type(value) is TensorSpec:
-                whole = Part(value.torch_dtype, value.shape, (0,) * len(value.shape), value, True)
+                whole = Part(value.torch_dtype, value.shape, (0,) * len(value.shape), value)
                 parts = [whole]
             if parts is None:
                 if is_first and isinstance(value, bool | int | float | str | None):
