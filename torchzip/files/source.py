@@ -73,16 +73,6 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-@runtime_checkable
-class LocalFile(Protocol):
-    """A Source that is a file of this computer, which other processes can open too."""
-
-    @property
-    def descriptor(self) -> AbstractContextManager[int]:
-        """The descriptor of the open file, for a ``with`` block."""
-        ...
-
-
 def check_inside(source: Source, offset: int, nbytes: int) -> None:
     if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
         raise FormatError(
@@ -168,7 +158,7 @@ class Descriptor:
 
 
 class FileSource(Source):
-    """A regular file, which is read at offsets.
+    """A regular file of this computer, which is read at offsets. Other processes can open it too.
 
     If the file is truncated while it is open, reads raise an error. If the path is replaced, reads
     still get the old file. If another thread closes the source during a read, that read succeeds
@@ -180,7 +170,7 @@ class FileSource(Source):
         self.name = os.fsdecode(path)
         self.path = os.path.abspath(self.name)
         self._file = Descriptor(open_file(path, os.O_RDONLY | NO_WAIT), self.name)
-        #: The open file, to be used in a ``with`` block.
+        #: Gives the descriptor of the open file, in a ``with`` block.
         self.descriptor: AbstractContextManager[int] = self._file
         try:
             with self.descriptor as number:
@@ -195,6 +185,7 @@ class FileSource(Source):
             self.close()
             raise
         self.size = status.st_size
+        #: The status at the beginning, to compare `status` with.
         self.opened = _status_of(status)
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
