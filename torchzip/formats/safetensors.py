@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torchzip.container.safetensors import parse_header
-from torchzip.container.tensor_entry import TensorEntry
 from torchzip.files.source import Source
 from torchzip.formats.base import NamedTensorsContainer
 from torchzip.limits import Limits
@@ -21,9 +20,4 @@ class SafetensorsContainer(NamedTensorsContainer):
     )
 
     def __init__(self, source: Source, limits: Limits) -> None:
-        super().__init__(source, *self._parse_header(source, limits))
-
-    def _parse_header(
-        self, source: Source, limits: Limits
-    ) -> tuple[list[TensorEntry], dict[str, str]]:
-        return parse_header(source, limits)
+        super().__init__(source, *parse_header(source, limits))
