@@ -78,10 +78,9 @@ class DcpContainer(DcpFormat, ChunkedContainer):
         self._metadata_names = metadata_names
         self._parts: dict[ItemKey, PartSource] = {}
         self._used: set[ItemKey] = set()
-        with ErrorPlace(path=self.name):
-            self._metadata = self._read_metadata(metadata_names)
-            self._open_items()
-            self._find_chunks()
+        self._metadata = self._read_metadata(metadata_names)
+        self._open_items()
+        self._find_chunks()
         spare = sorted({name for name, _ in self._parts.keys() - self._used})
         if spare:
             what = f"{len(spare):,} names have items that nothing needs, as {shown(spare[0])}"

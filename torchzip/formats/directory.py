@@ -67,15 +67,16 @@ def open_directory(file: str | os.PathLike[str], opener: Opener) -> Container:
     """Return the container that a directory is, or the one that the named file describes."""
     folder, name = (open_folder(file), "") if is_folder(file) else open_around(file)
     try:
-        if not name:
-            return _open_folder(folder, opener)
-        if not folder.has(name):
-            raise FileNotFoundError(2, "No such file or directory", os.fsdecode(file))
-        if is_index(name):
-            return open_index(folder, name, opener)
-        if name in _LATEST:
-            return _open_latest(folder, name, opener)
-        return DcpContainer(folder, [name], opener.limits)
+        with ErrorPlace(path=folder.path or "."):
+            if not name:
+                return _open_folder(folder, opener)
+            if not folder.has(name):
+                raise FileNotFoundError(2, "No such file or directory", os.fsdecode(file))
+            if is_index(name):
+                return open_index(folder, name, opener)
+            if name in _LATEST:
+                return _open_latest(folder, name, opener)
+            return DcpContainer(folder, [name], opener.limits)
     except BaseException:
         folder.close()
         raise
@@ -113,8 +114,7 @@ def _open_folder(folder: Folder, opener: Opener) -> Container:
             found[shards[0].name] = partial(open_shards, folder, shards, opener)
     if is_zero(folder.names):
         found["*_states.pt"] = partial(open_zero, folder, opener)
-    with ErrorPlace(path=folder.path):
-        ranks = ranks_in(folder.names)
+    ranks = ranks_in(folder.names)
     if ranks:
         found[ranks[0]] = partial(RanksContainer, folder, ranks, opener)
     whole = [name for name in folder.names if is_whole(name)]
@@ -130,8 +130,7 @@ def _open_folder(folder: Folder, opener: Opener) -> Container:
     if len(found) > 1:
         raise FormatError(
             f"a directory with several checkpoints: {listed(list(found), 10)}. Give the path of "
-            "the one that you mean, or move the others away.",
-            path=folder.path,
+            "the one that you mean, or move the others away."
         )
     return found.popitem()[1]()
 

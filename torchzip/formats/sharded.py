@@ -62,9 +62,7 @@ def open_index(folder: Folder, name: str, opener: Opener) -> ShardedContainer:
 
 def open_shards(folder: Folder, shards: list[Shard], opener: Opener) -> ShardedContainer:
     """Return the shards of one set that has no index, in the order of their numbers."""
-    with ErrorPlace(path=folder.path):
-        names = _in_order(shards)
-    return ShardedContainer(folder, folder.path, None, names, opener)
+    return ShardedContainer(folder, folder.path, None, _in_order(shards), opener)
 
 
 class ShardedContainer(FolderContainer):
