@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -104,7 +104,6 @@ class LocalFolder(Folder):
         self.names = sorted(os.listdir(path or ".")) if names is None else names
         self._lock = threading.Lock()
         self._files: OrderedDict[str, FileSource] = OrderedDict()
-        self._users: Counter[str] = Counter()
         self._sources: dict[str, PooledSource] = {}
         self._closed = False
 
@@ -126,41 +125,32 @@ class LocalFolder(Folder):
         check_plain_name(name, self.path)
 
     @contextlib.contextmanager
-    def borrow(self, source: PooledSource) -> Iterator[FileSource]:
-        """Yield the open file of a Source; it stays open within the block."""
+    def borrow(self, source: PooledSource) -> Iterator[int]:
+        """Yield the descriptor of a Source, whose file stays open within the block."""
         name = source.own_name
-        with self._lock:
-            if self._closed:
-                raise ValueError(f"{self.path}: the checkpoint is closed")
-            file = self._files.pop(name, None)
-            if file is None:
-                file = reopen(source.path, source.identity)
-                file.name = source.name
-            self._files[name] = file  # now the most recently used
-            self._users[name] += 1
-            self._make_room()
-        try:
-            yield file
-        finally:
+        with contextlib.ExitStack() as use:
             with self._lock:
-                self._users[name] -= 1
-                if self._closed and not self._users[name]:
-                    file.close()
+                if self._closed:
+                    raise ValueError(f"{self.path}: the checkpoint is closed")
+                file = self._files.pop(name, None)
+                if file is None:
+                    file = reopen(source.path, source.identity)
+                    file.name = source.name
+                self._files[name] = file  # now the most recently used
+                number = use.enter_context(file.descriptor)
+                self._make_room()
+            yield number
 
     def _make_room(self) -> None:
-        """Close the least recently used file; the caller holds the lock."""
-        spare = len(self._files) - _OPEN_FILES
-        if spare <= 0:
-            return
-        for name in [name for name in self._files if not self._users[name]][:spare]:
-            self._files.pop(name).close()
+        """Close the least recently used files; who uses one keeps it. The caller holds the lock."""
+        while len(self._files) > _OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            for name, file in self._files.items():
-                if not self._users[name]:
-                    file.close()
+            for file in self._files.values():
+                file.close()
 
 
 class GivenFiles(LocalFolder):
@@ -195,12 +185,7 @@ class PooledSource(FileSource):
     @property
     def descriptor(self) -> contextlib.AbstractContextManager[int]:  # type: ignore[override]
         """The descriptor of the open file, which stays open within the ``with`` block."""
-        return self._borrowed()
-
-    @contextlib.contextmanager
-    def _borrowed(self) -> Iterator[int]:
-        with self._folder.borrow(self) as file, file.descriptor as number:
-            yield number
+        return self._folder.borrow(self)
 
     def close(self) -> None:
         """Do nothing: the folder closes its files."""
