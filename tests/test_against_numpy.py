@@ -133,7 +133,7 @@ def test_arrays(
     np.save(path, array)
     header = build_header(NPY[code].name, shape)
     assert path.read_bytes() == header + array.tobytes()
-    assert parse_header(header, "x") == (NPY[code].name, "little", False, shape, len(header))
+    assert parse_header(header) == (NPY[code].name, "little", False, shape, len(header))
     np.save(path, np.asarray(array, order="F" if columns else "C"))
     np.testing.assert_array_equal(tz.load(path), array)
     tz.convert(path, path.with_suffix(".pt"))

@@ -15,7 +15,8 @@ from tests.builders import safetensors as build
 from tests.container.memory import BytesSource
 from tests.refusals import Refusal, each_refusal
 from tests.test_cost import peak_below
-from torchzip.container.safetensors import TensorEntry, build_header, parse_header
+from torchzip.container.safetensors import build_header, parse_header
+from torchzip.container.tensor_entry import TensorEntry
 from torchzip.dtypes import DTYPES, SAFETENSORS
 from torchzip.errors import ArchiveError, LimitError, TorchZipError, UnsupportedError
 from torchzip.limits import Limits

@@ -155,6 +155,16 @@ def test_what_is_not_skipped(name: str, parts: list[bytes]) -> None:
     assert without_others(_state(*parts), ("a", "b")) is None
 
 
+@pytest.mark.parametrize(
+    "behind", [b"h\0N", b.text("y") + b"h\2K\1Ns", b"h\0N" + b.text("y") + b"N"]
+)
+def test_what_the_memo_has_is_not_skipped(behind: bytes) -> None:
+    """A known attribute may come again by the number of its name, or a value change by its own."""
+    head = b.call("torch.X") + b"}(" + b.text("a") + b"q\0N" + b.text("b") + b"q\1}q\2"
+    assert without_others(b.stream(head, _TAIL, b"ub"), ("a", "b")) is not None
+    assert without_others(b.stream(head, _TAIL, behind, b"ub"), ("a", "b")) is None
+
+
 def test_skipped() -> None:
     """What those rows have beside what is wrong with them."""
     own = without_others(_state(_TAIL), ("a", "b"))

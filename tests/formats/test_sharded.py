@@ -18,7 +18,7 @@ from tests import builders as b
 from tests.faults import descriptors
 from tests.formats.counting import Counted
 from torchzip.files import folder as folder_module
-from torchzip.files.folder import LocalFolder, PooledSource
+from torchzip.files.folder import LocalFolder
 from torchzip.files.source import FileSource
 
 _A = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -440,13 +440,15 @@ def test_a_file_in_use_is_not_closed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / name).write_bytes(name.encode())
     folder = LocalFolder(tmp_path)
     one, other = folder.open("a"), folder.open("b")
-    with folder.borrow(one) as file:
+    with folder.borrow(one) as number:
         assert other.read_at(0, 1) == b"b"
         folder.close()
-        assert file.read_at(0, 1) == b"a"
-    with pytest.raises(ValueError, match="closed"):
-        file.read_at(0, 1)
-    assert isinstance(other, PooledSource)
+        assert os.pread(number, 1, 0) == b"a"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+    for source in (one, other):
+        with pytest.raises(ValueError, match="closed"):
+            source.read_at(0, 1)
 
 
 # -- directories that say odd things of themselves ------------------------------------------------

@@ -115,6 +115,16 @@ def test_groups_of_the_config() -> None:
         same_bits(plain[f"{name}.weight"].numpy(), weight)
 
 
+def test_no_experts() -> None:
+    """A stack of none is an empty tensor."""
+    parts = {
+        "a.weight_packed": np.zeros((0, 4, 2), np.int32),
+        "a.weight_scale": np.zeros((0, 4, 1), np.float32),
+        "a.weight_shape": np.array([0, 4, 16]),
+    }
+    assert lazy.dequantized(parts)["a.weight"].numpy().shape == (0, 4, 16)
+
+
 def test_experts_with_scales_of_their_own() -> None:
     """The second scale of NVFP4 may be one for each expert."""
     parts, _ = packers.nvfp4((3, 30, 80), modelopt=True)

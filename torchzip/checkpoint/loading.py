@@ -83,10 +83,8 @@ class EagerFactory(Factory):
         origin, nbytes = self.open_storage(key, measure), measure.nbytes
         self._nbytes += nbytes
         if self._map_file is not None and (span := origin.span()) is not None:
-            from torchzip.files.folder import PooledSource
-
             file, place = file_place(*span)
-            assert isinstance(file, FileSource | PooledSource)
+            assert isinstance(file, FileSource)
             view = self._map_file(file.path, file.identity).view(place, nbytes)
             return EagerStorage(origin, np.frombuffer(view, np.uint8))
         # Not more than the record that is there, or its deflated size times the cap.

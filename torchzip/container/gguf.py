@@ -27,17 +27,18 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from torchzip.container.tensor_entry import TensorEntry
 from torchzip.dtypes import BLOCKS, DTYPES, GGUF
 from torchzip.errors import (
     TRUNCATED,
     ArchiveError,
+    ErrorPlace,
     LimitError,
-    TorchZipError,
     UnsupportedError,
     shown,
 )
@@ -64,20 +65,6 @@ _VALUE_NBYTES, _TENSOR_NBYTES = 13, 24
 _CHUNK_NBYTES = 1 << 18
 _BY_NUMBER = {row.gguf: row for row in BLOCKS.values()}
 _KNOWN = ", ".join([*(row.name for row in GGUF.values()), *BLOCKS])
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor of the table. ``dtype`` is torch's name, or one of `BLOCKS`.
-
-    Its bytes are ``begin`` to ``begin + nbytes`` of the file.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    nbytes: int
 
 
 def stored_nbytes(dtype: str, shape: tuple[int, ...]) -> int:
@@ -227,10 +214,8 @@ def parse_header(source: Source, limits: Limits) -> tuple[list[TensorEntry], dic
     UnsupportedError
         If a tensor is of a type that is not in `dtypes`, or the file is big-endian.
     """
-    try:
+    with ErrorPlace(path=source.name):
         return _parse(_Cursor(source, limits), source.size)
-    except TorchZipError as error:
-        raise error.at(path=source.name) from None
 
 
 class _Cursor:
@@ -323,13 +308,10 @@ def _parse(cursor: _Cursor, size: int) -> tuple[list[TensorEntry], dict[str, Any
                 f"that before it ends at byte {expected:,}"
             )
         found[entry.name] = entry
-        expected = _round_up(entry.begin + entry.nbytes, alignment)
+        expected = _round_up(entry.end, alignment)
     base = _round_up(cursor.position, alignment)
-    made = [
-        TensorEntry(each.name, each.dtype, each.shape, base + each.begin, each.nbytes)
-        for each in found.values()
-    ]
-    end = made[-1].begin + made[-1].nbytes if made else 0
+    made = [replace(each, begin=base + each.begin, end=base + each.end) for each in found.values()]
+    end = made[-1].end if made else 0
     if end > size:
         raise ArchiveError(
             f"the tensors end at byte {end:,}, the file has {size:,} bytes. {TRUNCATED}"
@@ -385,13 +367,13 @@ def _parse_tensor(cursor: _Cursor) -> TensorEntry:
                 f"{shown(name)} has shape {shown(list(shape))}, which is too large", offset=at
             )
     if number in GGUF:
-        dtype = GGUF[number].name
+        dtype, block = GGUF[number].name, None
     elif number in _BY_NUMBER:
-        block = _BY_NUMBER[number]
-        dtype = block.name
-        if not shape or shape[-1] % block.elements:
+        row = _BY_NUMBER[number]
+        dtype, block = "float32", row.name
+        if not shape or shape[-1] % row.elements:
             raise ArchiveError(
-                f"{shown(name)} has shape {list(shape)} in blocks of {block.elements}; a last size "
+                f"{shown(name)} has shape {list(shape)} in blocks of {row.elements}; a last size "
                 "that they divide was expected",
                 offset=at,
             )
@@ -401,4 +383,5 @@ def _parse_tensor(cursor: _Cursor) -> TensorEntry:
             "known",
             offset=at,
         )
-    return TensorEntry(name, dtype, shape, begin, stored_nbytes(dtype, shape))
+    end = begin + stored_nbytes(block or dtype, shape)
+    return TensorEntry(name, dtype, shape, begin, end, block)

@@ -8,11 +8,11 @@ import tempfile
 import zlib
 from typing import BinaryIO
 
+from torchzip.container.inflating import DeflatedStream
 from torchzip.errors import CUT_SHORT, ArchiveError, LimitError
 from torchzip.files.source import Source
 from torchzip.limits import Limits
 
-_BLOCK_NBYTES = 1 << 20
 #: Bytes that a small file may have whatever its ratio; the same as for deflated records.
 _FREE_NBYTES = 64 << 20
 
@@ -35,9 +35,7 @@ def decompressed(source: Source, limits: Limits) -> str:
             _decompress(source, limits, out)
     except zlib.error as error:
         remove(path)
-        raise ArchiveError(
-            f"the compressed bytes are damaged ({error})", path=source.name
-        ) from None
+        raise ArchiveError(f"the compressed bytes are damaged ({error})") from None
     except BaseException:
         remove(path)
         raise
@@ -51,28 +49,17 @@ def remove(path: str) -> None:
 
 def _decompress(source: Source, limits: Limits, out: BinaryIO) -> None:
     most = max(_FREE_NBYTES, limits.deflate_ratio * source.size)
-    machine = zlib.decompressobj(31)  # with the header of gzip, and its CRC
-    nbytes = at = 0
-    pending: bytes = b""
-    while not machine.eof:
-        if not pending:
-            count = min(_BLOCK_NBYTES, source.size - at)
-            if not count:
-                raise ArchiveError(
-                    f"the gzip file ends after {nbytes:,} bytes of its content. {CUT_SHORT}",
-                    path=source.name,
-                )
-            pending = bytes(source.read_at(at, count))
-            at += count
-        block = machine.decompress(pending, _BLOCK_NBYTES)
-        pending = machine.unconsumed_tail
+    stream = DeflatedStream(source, 0, source.size, most, window=31)
+    nbytes = 0
+    for block in stream:
         nbytes += len(block)
         if nbytes > most:
-            ratio = nbytes // max(source.size, 1)
-            raise LimitError("deflate_ratio", ratio, limits.deflate_ratio, path=source.name)
+            ratio = -(-nbytes // source.size)
+            raise LimitError("deflate_ratio", ratio, limits.deflate_ratio)
         out.write(block)
-    if machine.unused_data or at < source.size:
+    if not stream.is_whole:
+        raise ArchiveError(f"the gzip file ends after {nbytes:,} bytes of its content. {CUT_SHORT}")
+    if stream.stop < source.size:
         raise ArchiveError(
-            "other bytes follow the compressed ones in a gzip file; one stream was expected",
-            path=source.name,
+            "other bytes follow the compressed ones in a gzip file; one stream was expected"
         )

@@ -12,20 +12,22 @@ from torchzip.files.source import Buffer, Source
 MAX_RATIO = 1032
 
 
-class _Stream:
+class DeflatedStream:
     """A deflated stream that begins at ``offset`` and may extend to ``end``.
+
+    ``window`` is what zlib calls so; with 31 it is a gzip file, whose CRC is compared.
 
     Iterating yields its content in blocks, up to one byte more than ``most``, so that the caller
     sees a record that is too long. Then ``is_whole`` says whether the stream has ended, and
     ``stop`` where.
     """
 
-    def __init__(self, source: Source, offset: int, end: int, most: int) -> None:
+    def __init__(self, source: Source, offset: int, end: int, most: int, window: int = -15) -> None:
         self._source = source
         self._offset = offset
         self._end = end
         self._left = most + 1
-        self._machine = zlib.decompressobj(-15)
+        self._machine = zlib.decompressobj(window)
 
     def __iter__(self) -> Iterator[bytes]:
         machine = self._machine
@@ -60,7 +62,7 @@ def inflate_span(
     The stream must fill the bytes from ``offset`` to ``end`` exactly; ``broken`` makes the error
     to raise otherwise.
     """
-    stream = _Stream(source, offset, end, nbytes)
+    stream = DeflatedStream(source, offset, end, nbytes)
     done = 0
     try:
         for block in stream:
@@ -91,7 +93,7 @@ def measure_deflated(
     Other bytes may follow it before ``end``. None if it is damaged, truncated, or has more than
     ``most`` bytes of content.
     """
-    stream = _Stream(source, offset, end, most)
+    stream = DeflatedStream(source, offset, end, most)
     nbytes = crc = 0
     try:
         for block in stream:

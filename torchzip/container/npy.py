@@ -13,7 +13,7 @@ the fastest. This module writes the bytes that numpy 2 writes, and never evaluat
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torchzip.dtypes import DTYPES, NPY
 from torchzip.errors import (
@@ -77,7 +77,7 @@ def end_of_header(data: bytes) -> int:
     return start + int.from_bytes(data[8:start], "little")
 
 
-def parse_header(data: bytes, path: str, record: str | None = None) -> NpyHeader:
+def parse_header(data: bytes) -> NpyHeader:
     """Return what the header at the start of ``data`` says; `HEADER_NBYTES` are enough.
 
     Raises
@@ -87,38 +87,32 @@ def parse_header(data: bytes, path: str, record: str | None = None) -> NpyHeader
     UnsupportedError
         If torch does not have the dtype: strings, objects (which are pickles), records.
     """
-    place: dict[str, Any] = {"path": path, "record": record}
     if not data.startswith(MAGIC) or data[6:7] not in (b"\1", b"\2", b"\3"):
         raise ArchiveError(
             f"it begins with {shown(data[:8])}; the magic of a .npy file and a version from 1 to 3 "
-            "were expected",
-            **place,
+            "were expected"
         )
     start, end = 10 if data[6:7] == b"\1" else 12, end_of_header(data)
     if end > HEADER_NBYTES:
-        raise ArchiveError(
-            f"a header of {end - start:,} bytes; numpy reads 10,000 at most", **place
-        )
+        raise ArchiveError(f"a header of {end - start:,} bytes; numpy reads 10,000 at most")
     if end > len(data):
-        raise ArchiveError(f"a .npy file that ends in its header. {TRUNCATED}", **place)
+        raise ArchiveError(f"a .npy file that ends in its header. {TRUNCATED}")
     items = _parse_dict(data[start:end].decode("latin-1"))
     if items is None or items.keys() != {"descr", "fortran_order", "shape"}:
         raise ArchiveError(
             f"the header is {shown(data[start:end])}; a dict with descr, fortran_order and shape "
-            "was expected",
-            **place,
+            "was expected"
         )
-    byteorder, torch_dtype = _parse_descr(items["descr"], place)
+    byteorder, torch_dtype = _parse_descr(items["descr"])
     fortran_order = items["fortran_order"]
     shape = _parse_shape(items["shape"])
     if fortran_order not in ("True", "False") or shape is None:
         raise ArchiveError(
             f"the header has {shown(fortran_order)} for its order and {shown(items['shape'])} for "
-            "its shape; True or False and a tuple of sizes were expected",
-            **place,
+            "its shape; True or False and a tuple of sizes were expected"
         )
     if len(shape) > MAX_NDIM:
-        raise too_many_dimensions("the array", len(shape), **place)
+        raise too_many_dimensions("the array", len(shape))
     return NpyHeader(torch_dtype, byteorder, fortran_order == "True", shape, end)
 
 
@@ -139,15 +133,14 @@ def _parse_dict(text: str) -> dict[str, str] | None:
     return items
 
 
-def _parse_descr(text: str, place: dict[str, Any]) -> tuple[str, str]:
+def _parse_descr(text: str) -> tuple[str, str]:
     """Return the byte order and the dtype."""
     match = _DESCR.fullmatch(text[1:-1]) if text[0] in "'\"" else None
     row = NPY.get(match[2]) if match is not None else None
     if match is None or row is None:
         what = "which is a pickle" if "O" in text else "which torch does not have"
         raise UnsupportedError(
-            f"an array of numpy with the dtype {shown(text)}, {what}; save numbers and bools only",
-            **place,
+            f"an array of numpy with the dtype {shown(text)}, {what}; save numbers and bools only"
         )
     return "big" if match[1] == ">" else "little", row.name
 

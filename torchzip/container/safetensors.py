@@ -26,11 +26,11 @@ import json
 import math
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torchzip.container.json_objects import is_plain_text, parse_json
+from torchzip.container.tensor_entry import TensorEntry
 from torchzip.dtypes import DTYPES, SAFETENSORS
 from torchzip.errors import (
     MAX_NDIM,
@@ -57,17 +57,6 @@ _MINUS_ZERO = re.compile(rb"-0(?<=[\[:,\s]-0)")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 #: Most levels of nested lists and objects that serde_json reads.
 _MAX_DEPTH = 127
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor of the header. ``begin`` and ``end`` are bytes from the file's start."""
-
-    name: str
-    torch_dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 def data_order(name: str, torch_dtype: str) -> tuple[int, bytes]:

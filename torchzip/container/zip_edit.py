@@ -205,8 +205,5 @@ class _Overlay(Source):
         first = max(offset - self._start, 0)
         return bytes(old) + self._new[first : first + nbytes - count]
 
-    def read_into(self, offset: int, out: memoryview) -> None:
-        out[:] = self.read_at(offset, out.nbytes)
-
     def close(self) -> None:
         """Do nothing: the base belongs to its opener."""

@@ -16,9 +16,8 @@ import numpy as np
 from torchzip.files.crc import RunningCrc32
 from torchzip.files.direct import ALIGNMENT
 from torchzip.files.ranges import RangeWriter
-from torchzip.files.source import file_place
+from torchzip.files.source import FileSource, file_place
 from torchzip.files.streamed_file import StreamedFile
-from torchzip.files.watch import Watched
 from torchzip.tensors.computed import names_tensor
 from torchzip.tensors.packing import ElementStorage
 from torchzip.tensors.storage import (
@@ -83,7 +82,7 @@ def _can_go_unread(storage: TensorStorage) -> bool:
     place = copied_from(storage)
     span = place[0].span() if place is not None else None
     return span is not None and (
-        not known_crc(storage) or isinstance(file_place(*span)[0], Watched)
+        not known_crc(storage) or isinstance(file_place(*span)[0], FileSource)
     )
 
 

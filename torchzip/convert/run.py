@@ -31,7 +31,7 @@ from torchzip.convert.work import LocalWork
 from torchzip.files.new_file import NewFile, commit_together
 from torchzip.files.place import StorePlace
 from torchzip.files.platform_calls import Closable, let_go, processors
-from torchzip.files.source import LocalFile, Source, file_place
+from torchzip.files.source import FileSource, Source, file_place
 from torchzip.files.watch import Watch
 from torchzip.tensors.casts import CastStorage
 from torchzip.tensors.chunks import ChunkedStorage
@@ -142,7 +142,7 @@ def _run_pieces(works: Sequence[LocalWork], executor: Executor, meter: Meter) ->
 def _task(path: str, pieces: Sequence[Piece]) -> Task:
     """Return the writing of pieces as a task.
 
-    Forked processes share the position of an open file, which a `LocalFile` does not use.
+    Forked processes share the position of an open file, which a `FileSource` does not use.
     """
     sources = sources_of(piece.storage for piece in pieces)
     return Task(write_pieces, (path, pieces), all(map(_is_file, sources)))
@@ -163,7 +163,7 @@ def paying_jobs(plan: Plan) -> int:
     for one process.
     """
     storages = [storage for planned in plan.files for storage in planned.storages]
-    if plan.place.is_far or not all(map(_is_file, sources_of(storages))):
+    if isinstance(plan.place, StorePlace) or not all(map(_is_file, sources_of(storages))):
         return 1
     nbytes = sum(storage.nbytes for storage in storages if _is_worked_on(storage))
     return max(1, min(processors(), _MOST_JOBS, nbytes // _PAYING_NBYTES))
@@ -179,7 +179,7 @@ def _is_worked_on(storage: TensorStorage) -> bool:
 
 
 def _is_file(source: Source) -> bool:
-    return isinstance(file_place(source, 0)[0], LocalFile)
+    return isinstance(file_place(source, 0)[0], FileSource)
 
 
 def computed_here(plan: Plan, executor: Executor | None) -> tuple[str, ...]:

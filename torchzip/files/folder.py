@@ -15,13 +15,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from torchzip.errors import FormatError, shown
 from torchzip.files.location import join
-from torchzip.files.source import FileSource, Source, Status, reopen
+from torchzip.files.source import FileSource, Source, reopen
 
 #: Open files of a folder, unless more threads than that read at once.
 _OPEN_FILES = 64
@@ -104,7 +104,6 @@ class LocalFolder(Folder):
         self.names = sorted(os.listdir(path or ".")) if names is None else names
         self._lock = threading.Lock()
         self._files: OrderedDict[str, FileSource] = OrderedDict()
-        self._users: Counter[str] = Counter()
         self._sources: dict[str, PooledSource] = {}
         self._closed = False
 
@@ -126,41 +125,32 @@ class LocalFolder(Folder):
         check_plain_name(name, self.path)
 
     @contextlib.contextmanager
-    def borrow(self, source: PooledSource) -> Iterator[FileSource]:
-        """Yield the open file of a Source; it stays open within the block."""
+    def borrow(self, source: PooledSource) -> Iterator[int]:
+        """Yield the descriptor of a Source, whose file stays open within the block."""
         name = source.own_name
-        with self._lock:
-            if self._closed:
-                raise ValueError(f"{self.path}: the checkpoint is closed")
-            file = self._files.pop(name, None)
-            if file is None:
-                file = reopen(source.path, source.identity)
-                file.name = source.name
-            self._files[name] = file  # now the most recently used
-            self._users[name] += 1
-            self._make_room()
-        try:
-            yield file
-        finally:
+        with contextlib.ExitStack() as use:
             with self._lock:
-                self._users[name] -= 1
-                if self._closed and not self._users[name]:
-                    file.close()
+                if self._closed:
+                    raise ValueError(f"{self.path}: the checkpoint is closed")
+                file = self._files.pop(name, None)
+                if file is None:
+                    file = reopen(source.path, source.identity)
+                    file.name = source.name
+                self._files[name] = file  # now the most recently used
+                number = use.enter_context(file.descriptor)
+                self._make_room()
+            yield number
 
     def _make_room(self) -> None:
-        """Close the least recently used file; the caller holds the lock."""
-        spare = len(self._files) - _OPEN_FILES
-        if spare <= 0:
-            return
-        for name in [name for name in self._files if not self._users[name]][:spare]:
-            self._files.pop(name).close()
+        """Close the least recently used files; who uses one keeps it. The caller holds the lock."""
+        while len(self._files) > _OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            for name, file in self._files.items():
-                if not self._users[name]:
-                    file.close()
+            for file in self._files.values():
+                file.close()
 
 
 class GivenFiles(LocalFolder):
@@ -180,8 +170,8 @@ class GivenFiles(LocalFolder):
         """Take any path: no file has named it."""
 
 
-class PooledSource(Source):
-    """A regular file of a `LocalFolder`. It can be pickled, as a FileSource can."""
+class PooledSource(FileSource):
+    """A regular file of a `LocalFolder`, which opens it for each use, if it is not open."""
 
     def __init__(self, folder: LocalFolder, own_name: str, file: FileSource) -> None:
         self._folder = folder
@@ -193,30 +183,9 @@ class PooledSource(Source):
         self.identity = file.identity
 
     @property
-    @contextlib.contextmanager
-    def descriptor(self) -> Iterator[int]:
+    def descriptor(self) -> contextlib.AbstractContextManager[int]:  # type: ignore[override]
         """The descriptor of the open file, which stays open within the ``with`` block."""
-        with self._folder.borrow(self) as file, file.descriptor as number:
-            yield number
-
-    def status(self) -> Status:
-        with self._folder.borrow(self) as file:
-            return file.status()
-
-    def read_at(self, offset: int, nbytes: int) -> bytes:
-        with self._folder.borrow(self) as file:
-            return file.read_at(offset, nbytes)
-
-    def read_into(self, offset: int, out: memoryview) -> None:
-        with self._folder.borrow(self) as file:
-            file.read_into(offset, out)
-
-    def will_read(self, spans: Iterable[tuple[Source, int, int]]) -> None:
-        with self._folder.borrow(self) as file:
-            file.will_read(spans)
+        return self._folder.borrow(self)
 
     def close(self) -> None:
         """Do nothing: the folder closes its files."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (reopen, (self.path, self.identity))

@@ -1,7 +1,7 @@
 """Where the files of an output go: folders of this computer, or a store.
 
 An output has several files, whose names are made from that of one. They are handled by their paths
-as messages show them; a `Place` knows what these lead to.
+as messages show them; a place knows what these lead to. The two have the same methods.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Collection, Iterator
-from typing import Protocol
 
 from torchzip.files.backends import open_object
 from torchzip.files.location import Location
@@ -20,46 +19,22 @@ from torchzip.files.remote_sink import RemoteSink
 from torchzip.files.streamed_file import StreamedFile
 
 
-class Place(Protocol):
-    """Where files go, by their paths. ``is_far``: they are written from start to end, as streams.
-
-    ``scratch`` is the folder for what is to be kept meanwhile; None is that for temporary files.
-    """
-
-    is_far: bool = False
-
-    def scratch(self, path: str) -> str | None: ...
-
-    def exists(self, path: str) -> bool: ...
-
-    def refuse_existing(self, path: str) -> None:
-        """Raise FileExistsError if there is something already."""
-        ...
-
-    def check_removable(self, path: str, files: Collection[str]) -> None:
-        """Raise unless what is at a path can be removed when files are there."""
-        ...
-
-    def remove(self, path: str) -> None: ...
-
-    def folder_of(self, path: str) -> contextlib.AbstractContextManager[None]:
-        """Make the folder of a path if need be; take it away again if the block fails."""
-        ...
-
-
-class LocalPlace(Place):
+class LocalPlace:
     """Folders of this computer."""
 
     def scratch(self, path: str) -> str | None:
+        """Return the folder for what is kept meanwhile; None is that for temporary files."""
         return os.path.dirname(os.path.realpath(path))
 
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)
 
     def refuse_existing(self, path: str) -> None:
+        """Raise FileExistsError if there is something already."""
         refuse_existing(path)
 
     def check_removable(self, path: str, files: Collection[str]) -> None:
+        """Raise unless what is at a path can be removed when files are there."""
         if os.path.isdir(path) and not os.path.islink(path):
             raise IsADirectoryError(
                 errno.EISDIR, "A directory has the name of the checkpoint", path
@@ -72,6 +47,7 @@ class LocalPlace(Place):
 
     @contextlib.contextmanager
     def folder_of(self, path: str) -> Iterator[None]:
+        """Make the folder of a path if need be; take it away again if the block fails."""
         folder = os.path.dirname(path)
         if os.path.isdir(folder):
             yield
@@ -91,10 +67,8 @@ class LocalPlace(Place):
             raise
 
 
-class StorePlace(Place):
-    """The store of a location, which has no folders of its own."""
-
-    is_far = True
+class StorePlace:
+    """The store of a location, which has no folders of its own. Files are written as streams."""
 
     def __init__(self, location: Location) -> None:
         self._location = location

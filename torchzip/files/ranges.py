@@ -9,7 +9,7 @@ from typing import Self
 from torchzip.files.direct import DirectWriter
 from torchzip.files.new_file import write_all
 from torchzip.files.platform_calls import copy_range, open_file
-from torchzip.files.source import LocalFile, Source, file_place
+from torchzip.files.source import FileSource, Source, file_place
 
 #: Ranges of this size or more bypass the page cache, if that is possible.
 _DIRECT_NBYTES = 1 << 20
@@ -89,7 +89,7 @@ class RangeWriter:
         where the pages stay).
         """
         source, start = file_place(source, start)
-        if not isinstance(source, LocalFile):
+        if not isinstance(source, FileSource):
             return False
         done = 0
         with source.descriptor as number:

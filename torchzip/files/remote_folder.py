@@ -58,17 +58,18 @@ class RemoteFolder(Folder):
 
     def will_open(self, names: Iterable[str]) -> None:
         for name in names:
-            if self._is_own(name) and name not in self._opened:
-                self._opened[name] = self._openers.submit(
-                    RemoteSource, self.file(name), self._connections
-                )
+            if self._is_own(name):
+                self._begin_to_open(name)
 
     def open(self, name: str) -> RemoteSource:
+        return self._begin_to_open(name).result()
+
+    def _begin_to_open(self, name: str) -> Future[RemoteSource]:
         if name not in self._opened:
             self._opened[name] = self._openers.submit(
                 RemoteSource, self.file(name), self._connections
             )
-        return self._opened[name].result()
+        return self._opened[name]
 
     def close(self) -> None:
         self._openers.shutdown(wait=False, cancel_futures=True)

@@ -61,7 +61,7 @@ class Source(Protocol):
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes from ``offset``, or raise."""
-        ...
+        out[:] = self.read_at(offset, out.nbytes)
 
     def will_read(self, spans: Iterable[tuple[Source, int, int]]) -> None:
         """Take note of what will be read soon, in this order: sources, offsets, numbers of bytes.
@@ -71,16 +71,6 @@ class Source(Protocol):
         return
 
     def close(self) -> None: ...
-
-
-@runtime_checkable
-class LocalFile(Protocol):
-    """A Source that is a file of this computer, which other processes can open too."""
-
-    @property
-    def descriptor(self) -> AbstractContextManager[int]:
-        """The descriptor of the open file, for a ``with`` block."""
-        ...
 
 
 def check_inside(source: Source, offset: int, nbytes: int) -> None:
@@ -168,7 +158,7 @@ class Descriptor:
 
 
 class FileSource(Source):
-    """A regular file, which is read at offsets.
+    """A regular file of this computer, which is read at offsets. Other processes can open it too.
 
     If the file is truncated while it is open, reads raise an error. If the path is replaced, reads
     still get the old file. If another thread closes the source during a read, that read succeeds
@@ -179,8 +169,9 @@ class FileSource(Source):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fsdecode(path)
         self.path = os.path.abspath(self.name)
-        #: The open file, to be used in a ``with`` block.
-        self.descriptor = Descriptor(open_file(path, os.O_RDONLY | NO_WAIT), self.name)
+        self._file = Descriptor(open_file(path, os.O_RDONLY | NO_WAIT), self.name)
+        #: Gives the descriptor of the open file, in a ``with`` block.
+        self.descriptor: AbstractContextManager[int] = self._file
         try:
             with self.descriptor as number:
                 status = os.fstat(number)
@@ -194,6 +185,7 @@ class FileSource(Source):
             self.close()
             raise
         self.size = status.st_size
+        #: The status at the beginning, to compare `status` with.
         self.opened = _status_of(status)
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -230,7 +222,7 @@ class FileSource(Source):
 
     def close(self) -> None:
         """End reading. The file is closed as soon as no read is under way."""
-        self.descriptor.close()
+        self._file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (reopen, (self.path, self.identity))

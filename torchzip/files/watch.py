@@ -9,31 +9,20 @@ unless the kernel has finer times.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
 
 from torchzip.errors import FormatError
-from torchzip.files.source import Source, Status, file_place
-
-
-@runtime_checkable
-class Watched(Protocol):
-    """A Source that knows whether it was written to. ``opened`` is its status at the beginning."""
-
-    name: str
-    opened: Status
-
-    def status(self) -> Status: ...
+from torchzip.files.source import FileSource, Source, file_place
 
 
 class Watch:
     """Compares the status of the files of Sources with their status when they were opened.
 
-    A Source without a status, such as a file object, is skipped.
+    What is not a file of this computer has no status, and is skipped.
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:
         files = [file_place(source, 0)[0] for source in sources]
-        self._files = {id(file): file for file in files if isinstance(file, Watched)}
+        self._files = {id(file): file for file in files if isinstance(file, FileSource)}
 
     def is_unwritten(self) -> bool:
         """Return whether none of them was written to."""

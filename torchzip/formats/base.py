@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from torchzip.container.tensor_entry import TensorEntry
 from torchzip.dtypes import DTYPES
 from torchzip.errors import CUT_SHORT, ErrorPlace, LimitError, PickleError
 from torchzip.files.opening import open_source
@@ -157,18 +158,28 @@ class Container(Format, Protocol):
         ...
 
 
-#: Tells a file by its bytes; those that have others inside get it from `formats.opening`.
-OpenContainer = Callable[[Source, Limits], Container]
+class Opener(NamedTuple):
+    """Opens files of any format, for containers that have some inside: `formats.opening` gives it.
 
+    ``optimizer`` asks for what the optimizer keeps as well, which ZeRO directories have.
+    """
 
-def open_file(file: File, limits: Limits, open_container: OpenContainer) -> Container:
-    """Return the container that one file is; the file is closed again if it is not one."""
-    source = open_source(file)
-    try:
-        return open_container(source, limits)
-    except BaseException:
-        source.close()
-        raise
+    limits: Limits
+    open_container: Callable[[Source, Limits], Container]
+    optimizer: bool = False
+
+    def of_source(self, source: Source) -> Container:
+        """Return the container that the bytes of a file are."""
+        return self.open_container(source, self.limits)
+
+    def of_file(self, file: File) -> Container:
+        """Return the container that one file is; the file is closed again if it is not one."""
+        source = open_source(file)
+        try:
+            return self.of_source(source)
+        except BaseException:
+            source.close()
+            raise
 
 
 class FileContainer(Container):
@@ -200,12 +211,60 @@ class PlainContainer(FileContainer, Locator):
         return SpanStorage(*measure, key, self, None, unit)
 
 
+class NamedTensorsContainer(PlainContainer):
+    """A file whose header has ``entries``, tensors by their names: a flat dict of them."""
+
+    is_by_name = True
+    keeps_root = True
+    can_be_shard = True
+    overhead = "header"
+    torch_load = "does not apply"
+
+    def __init__(
+        self, source: Source, entries: Iterable[TensorEntry], metadata: dict[str, Any]
+    ) -> None:
+        super().__init__(source)
+        self.entries = {entry.name: entry for entry in entries}
+        self.offsets = {name: entry.begin for name, entry in self.entries.items()}
+        self._metadata = metadata
+
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
+        """Return the storage of the tensor that is called ``key``."""
+        unit = swap_nbytes(self.entries[key].torch_dtype, "little")
+        return SpanStorage(*measure, key, self, None, unit)
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        factory = make_factory(self.open_storage)
+        root: dict[str, Any] = {}
+        for name, entry in self.entries.items():
+            with ErrorPlace(path=self.name, record=name):
+                root[name] = contiguous_tensor(factory, name, entry.torch_dtype, entry.shape)
+        return Contents(root, [], [], 0, self._metadata)
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        self.source.will_read([(self.source, 0, self.source.size)])
+        for name, entry in self.entries.items():
+            yield read_record(self.source, entry.begin, entry.end - entry.begin, name)
+
+
 class FolderContainer(Container):
-    """A container that is several files of a directory."""
+    """A container that is several files of a directory.
+
+    ``containers`` are those files that are checkpoints themselves, as messages call them.
+    """
 
     def __init__(self, folder: Folder, name: str) -> None:
         self.folder = folder
         self.name = name
+        self.containers: dict[str, Container] = {}
+
+    def pickles(self) -> Iterator[Pickle]:
+        for place, container in self.containers.items():
+            for each in container.pickles():
+                yield each._replace(place=f"{place}: {each.place}")
+
+    def check_records(self) -> Iterator[RecordCheck]:
+        return self._check_parts(self.containers.items())
 
     def _check_parts(self, parts: Iterable[tuple[str, Container]]) -> Iterator[RecordCheck]:
         """Yield the checks of containers in this one, by their places; take over their notes."""
@@ -248,13 +307,21 @@ def contiguous_tensor(
     torch_dtype: str,
     shape: tuple[int, ...],
     requires_grad: bool = False,
+    *,
+    first_is_fastest: bool = False,
 ) -> Any:
-    """Return what a factory makes of a contiguous tensor on the storage of a key, all of it."""
+    """Return what a factory makes of a contiguous tensor on the storage of a key, all of it.
+
+    ``first_is_fastest``: the elements are in the order of Fortran.
+    """
     row = DTYPES[torch_dtype]
     typed = torch_dtype if row.storage_class else None
     measure = Measure(typed, math.prod(shape) * row.itemsize, "cpu")
     storage = factory.storage(key, measure)
-    spec = TensorSpec(torch_dtype, shape, contiguous_stride(shape), 0, storage, requires_grad)
+    stride = contiguous_stride(shape)
+    if first_is_fastest:
+        stride = contiguous_stride(shape[::-1])[::-1]
+    spec = TensorSpec(torch_dtype, shape, stride, 0, storage, requires_grad)
     return factory.tensor(check_spec(spec))
 
 

@@ -39,7 +39,6 @@ from torchzip.files.folder import Folder
 from torchzip.files.source import PartSource, Source
 from torchzip.formats.base import (
     Contents,
-    FolderContainer,
     MakeFactory,
     Pickle,
     RecordCheck,
@@ -55,12 +54,12 @@ from torchzip.formats.dcp_metadata import (
     parse_metadata,
 )
 from torchzip.formats.dcp_safetensors import DcpFormat
+from torchzip.formats.rank_files import ChunkedContainer
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
-from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
+from torchzip.tensors.chunks import Chunk
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import Measure, TensorStorage
 from torchzip.types import OtherTensor
 
 METADATA_NAME = ".metadata"
@@ -70,7 +69,7 @@ RANK_METADATA = re.compile(r"__\d{1,9}\.metadata", re.ASCII)
 _ITEM_NBYTES = 22
 
 
-class DcpContainer(DcpFormat, FolderContainer):
+class DcpContainer(DcpFormat, ChunkedContainer):
     """A distributed checkpoint. ``metadata_names`` are its ``.metadata``, or those of the ranks."""
 
     def __init__(self, folder: Folder, metadata_names: list[str], limits: Limits) -> None:
@@ -78,12 +77,10 @@ class DcpContainer(DcpFormat, FolderContainer):
         self._limits = limits
         self._metadata_names = metadata_names
         self._parts: dict[ItemKey, PartSource] = {}
-        self._chunks: dict[str, list[Chunk]] = {}
         self._used: set[ItemKey] = set()
-        with ErrorPlace(path=self.name):
-            self._metadata = self._read_metadata(metadata_names)
-            self._open_items()
-            self._find_chunks()
+        self._metadata = self._read_metadata(metadata_names)
+        self._open_items()
+        self._find_chunks()
         spare = sorted({name for name, _ in self._parts.keys() - self._used})
         if spare:
             what = f"{len(spare):,} names have items that nothing needs, as {shown(spare[0])}"
@@ -164,7 +161,6 @@ class DcpContainer(DcpFormat, FolderContainer):
                     )
 
     def _find_chunks(self) -> None:
-        check = TilingCheck()
         for name, item in self._metadata.items.items():
             if item is None:
                 if (name, None) not in self._parts:
@@ -184,8 +180,7 @@ class DcpContainer(DcpFormat, FolderContainer):
                         f"{shown(name)} lies"
                     )
                 chunks.append(ItemChunk(offsets, sizes, part, item.torch_dtype, self._limits))
-            with ErrorPlace(record=name):
-                check(item.shape, chunks)
+            self.tensors[name] = self.join(name, item.torch_dtype, item.shape, chunks)
             for chunk in chunks:
                 # Torch stores what it writes here, so the bytes are there or they are not.
                 nbytes = itemsize * math.prod(chunk.sizes)
@@ -195,18 +190,11 @@ class DcpContainer(DcpFormat, FolderContainer):
                         f"{self._parts[name, chunk.offsets].size:,} bytes, which cannot hold it",
                         path=chunk.place,
                     )
-            self._chunks[name] = chunks
 
     # -- the object --------------------------------------------------------------------------
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(key: str, measure: Measure) -> TensorStorage:
-            item = self._metadata.items[key]
-            if item is None:
-                raise RuntimeError("a storage of an object that is not a tensor")
-            return ChunkedStorage(item.torch_dtype, item.shape, self._chunks[key], key)
-
-        factory = make_factory(open_storage)
+        factory = make_factory(self.open_storage)
         made = Contents({}, list(self._metadata.globals), [], self._metadata.nbytes)
         made.metadata = self._metadata.texts
         objects: list[Contents] = []
@@ -248,8 +236,8 @@ class DcpContainer(DcpFormat, FolderContainer):
                 )
 
     def check_records(self) -> Iterator[RecordCheck]:
-        for chunks in self._chunks.values():
-            for chunk in chunks:
+        for joined in self.tensors.values():
+            for chunk in joined.chunks:
                 chunk.open()  # its dtype and shape
         parts = self._parts.values()
         yield from self._check_parts((part.name, _open_item(part, self._limits)) for part in parts)
@@ -352,30 +340,28 @@ class ItemChunk(Chunk):
             If it is not what the ``.metadata`` says: a tensor of that dtype and size.
         """
         if self._spec is None:
-            spec = _open_item(self._part, self._limits).read(Factory).root
-            if isinstance(spec, OtherTensor):
-                kind = spec.kind.replace("_", " ")
-                raise UnsupportedError(
-                    f"a {kind} tensor in a distributed checkpoint; these are not read yet",
-                    path=self.place,
-                )
-            if type(spec) is not TensorSpec:
-                raise TensorError(
-                    f"the item is {shown(spec)}; a tensor was expected", path=self.place
-                )
-            if spec.torch_dtype != self._torch_dtype or spec.shape != self.sizes:
-                raise TensorError(
-                    f"the item is {spec.torch_dtype} of size {list(spec.shape)}, the metadata says "
-                    f"{self._torch_dtype} of size {list(self.sizes)}",
-                    path=self.place,
-                )
-            if not spec.storage.random_access:
-                raise UnsupportedError(
-                    "a chunk lies in a deflated record; chunks are read from stored ones only",
-                    path=self.place,
-                )
-            self._spec = spec
+            with ErrorPlace(path=self.place):
+                self._spec = self._checked(_open_item(self._part, self._limits).read(Factory).root)
         return self._spec
+
+    def _checked(self, spec: Any) -> TensorSpec:
+        if isinstance(spec, OtherTensor):
+            kind = spec.kind.replace("_", " ")
+            raise UnsupportedError(
+                f"a {kind} tensor in a distributed checkpoint; these are not read yet"
+            )
+        if type(spec) is not TensorSpec:
+            raise TensorError(f"the item is {shown(spec)}; a tensor was expected")
+        if spec.torch_dtype != self._torch_dtype or spec.shape != self.sizes:
+            raise TensorError(
+                f"the item is {spec.torch_dtype} of size {list(spec.shape)}, the metadata says "
+                f"{self._torch_dtype} of size {list(self.sizes)}"
+            )
+        if not spec.storage.random_access:
+            raise UnsupportedError(
+                "a chunk lies in a deflated record; chunks are read from stored ones only"
+            )
+        return spec
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = (self.offsets, self.sizes, self._part, self._torch_dtype, self._limits)

@@ -142,7 +142,11 @@ def _check_places(root: Any, foreign: list[Name]) -> None:
     others = _foreign_below([value for name, value in state.items() if name not in _FIELDS])
     refused = [name for name in foreign if name in ours or name not in others]
     if refused:
-        raise _unsafe(refused)
+        raise UnsafeGlobalError(
+            refused,
+            what="names that no .metadata of torch.distributed.checkpoint has",
+            advice="It cannot be read without knowing what they mean.",
+        )
 
 
 def _foreign_below(values: list[Any]) -> set[Name]:
@@ -244,14 +248,6 @@ knows_in_metadata = _TABLE.knows
 
 
 # -- the values ------------------------------------------------------------------------------
-
-
-def _unsafe(names: list[Name]) -> UnsafeGlobalError:
-    return UnsafeGlobalError(
-        names,
-        what="names that no .metadata of torch.distributed.checkpoint has",
-        advice="It cannot be read without knowing what they mean.",
-    )
 
 
 _WANTED: dict[type, str] = {

@@ -7,9 +7,9 @@ the dict of attributes. What is before the first attribute that torch does not h
 that counts.
 
 That is only so if nothing behind can change what is before: all other attributes behind are unknown
-as well, and no opcode there takes or fills an object from before. (A string that is taken together
-with what is before it was not a key.) Where that is not sure, and for opcodes that no ``.metadata``
-has, the answer is None, and all of the pickle must be interpreted.
+as well, and no object that comes from the memo is filled. (A string that is not in its place any
+more at the end of the dict was not a key.) Where that is not sure, and for opcodes that no
+``.metadata`` has, the answer is None, and all of the pickle must be interpreted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import NamedTuple
 
 from torchzip.pickling.table import Name
 
-#: What stands for a value made after the first unknown attribute, and before it. A number from 0
-#: on is a string: the place of its opcode.
+#: What stands for a value that was made where it is, and for one of the memo. A number from 0 on is
+#: a string: the place of its opcode, and more if it comes from the memo.
 _NEW, _OLD = -1, -2
+_FETCHED = 1 << 31
 _U32 = struct.Struct("<I").unpack_from
 _U64 = struct.Struct("<Q").unpack_from
 #: Bytes of the arguments of opcodes that push a value which is not a string.
@@ -53,137 +54,116 @@ def without_others(data: bytes, fields: Collection[str]) -> Own | None:
     None if there is none, or if it is not sure that this makes no difference.
     """
     try:
-        return _Skim(data, fields).run() if len(data) < 1 << 31 else None
-    except (IndexError, ValueError, struct.error):
+        return _skim(data, fields) if len(data) < _FETCHED else None
+    except (IndexError, ValueError, OverflowError, struct.error):
         return None  # it is damaged; where, the interpreter says
 
 
-class _Skim:
-    """Goes through a pickle of one object whose state is a dict."""
-
-    def __init__(self, data: bytes, fields: Collection[str]) -> None:
-        self._data = data
-        self._fields = fields
-        self._memo = array("i")
-        self._frames: list[int] = []
-        self._names: dict[Name, None] = {}
-
-    def run(self) -> Own | None:
-        data, memo = self._data, self._memo
-        stack: list[int] = []
-        below: list[list[int]] = []
-        begin = -1  # of the first unknown attribute
-        known = base = floor = 0  # memo numbers and values before it, and what may not be taken
-        position = 0
-        while True:
-            op = data[position]
-            position += 1
-            if op == 0x94:  # MEMOIZE
-                memo.append(stack[-1])
-            elif op == 0x8C or op == 0x58:  # SHORT_BINUNICODE, BINUNICODE
-                at = position - 1
-                is_key = len(below) == 1 and len(below[0]) == 2 and not len(stack) % 2
-                if begin < 0 and is_key and self._string(at) not in self._fields:
-                    begin, known, base = at, len(memo), len(stack)
-                    floor = base
-                stack.append(at)
-                position += 1 + data[position] if op == 0x8C else 4 + _U32(data, position)[0]
-            elif op == 0x68 or op == 0x6A:  # BINGET, LONG_BINGET
-                if op == 0x68:
-                    number = data[position]
-                    position += 1
-                else:
-                    number = _U32(data, position)[0]
-                    position += 4
-                value = memo[number]
-                stack.append(_OLD if value == _NEW and number < known else value)
-            elif op in _PUSHED:
-                stack.append(_NEW)
-                position += _PUSHED[op]
-            elif op == 0x28:  # MARK
-                below.append(stack)
-                stack, floor = [], 0
-            elif op in _FILLS:
-                del stack[-_FILLS[op] :]
-                if len(stack) <= floor:
-                    begin, floor = self._no_key()
-                if stack[-1] != _NEW:
-                    return None
-            elif op in _TAKEN:
-                count = _TAKEN[op]
-                if len(stack) < count:
-                    return None
-                if len(stack) - count < floor:
-                    begin, floor = self._no_key()
-                stack[-count:] = [_NEW]
-            elif op in _FROM_MARK:
-                items = stack
-                stack = below.pop()
-                if begin >= 0 and not below:  # all that is not skipped was closed before
-                    ends = data[position : position + 3] == b"b."
-                    return self._own(begin, items) if op == _SETITEMS and ends else None
-                floor = base if len(below) == 1 else 0
-                if stack[-1] != _NEW:
-                    return None
-            elif op == _TUPLE:
-                stack = below.pop()
-                if begin >= 0 and not below:
-                    return None
-                floor = base if len(below) == 1 else 0
-                stack.append(_NEW)
-            elif op == 0x93:  # STACK_GLOBAL
-                name, module = stack.pop(), stack.pop()
-                if name < 0 or module < 0:
-                    return None
-                if len(stack) < floor:
-                    begin, floor = self._no_key()
-                if begin >= 0:
-                    self._names[self._string(module), self._string(name)] = None
-                stack.append(_NEW)
-            elif op == 0x63:  # GLOBAL
-                end = data.index(b"\n", position)
-                stop = data.index(b"\n", end + 1)
-                if begin >= 0:
-                    self._names[data[position:end].decode(), data[end + 1 : stop].decode()] = None
-                position = stop + 1
-                stack.append(_NEW)
-            elif op == 0x71 or op == 0x72:  # BINPUT, LONG_BINPUT
-                number = data[position] if op == 0x71 else _U32(data, position)[0]
-                if number != len(memo):
-                    return None
-                memo.append(stack[-1])
-                position += 1 if op == 0x71 else 4
-            elif op == 0x95:  # FRAME
-                self._frames.append(position)
-                position += 8
-            elif op == 0x8A or op == 0x43:  # LONG1, SHORT_BINBYTES
-                stack.append(_NEW)
-                position += 1 + data[position]
-            elif op == 0x80:  # PROTO
+def _skim(data: bytes, fields: Collection[str]) -> Own | None:
+    """Go through a pickle of one object whose state is a dict."""
+    memo = array("i")
+    frames: list[int] = []
+    names: dict[Name, None] = {}
+    stack: list[int] = []
+    below: list[list[int]] = []
+    # The first unknown attribute: where its opcode is, and its place in the dict.
+    begin, first = len(data), 0
+    position = 0
+    while True:
+        op = data[position]
+        position += 1
+        if op == 0x94:  # MEMOIZE
+            memo.append(stack[-1])
+        elif op == 0x8C or op == 0x58:  # SHORT_BINUNICODE, BINUNICODE
+            at = position - 1
+            is_key = len(below) == 1 and len(below[0]) == 2 and not len(stack) % 2
+            if is_key and stack[first : first + 1] != [begin] and _string(data, at) not in fields:
+                begin, first = at, len(stack)
+                names.clear()
+            stack.append(at)
+            position += 1 + data[position] if op == 0x8C else 4 + _U32(data, position)[0]
+        elif op == 0x68 or op == 0x6A:  # BINGET, LONG_BINGET
+            if op == 0x68:
+                number = data[position]
                 position += 1
-            else:  # also STOP, if nothing was to be skipped
+            else:
+                number = _U32(data, position)[0]
+                position += 4
+            value = memo[number]
+            stack.append(value + _FETCHED if value >= 0 else _OLD)
+        elif op in _PUSHED:
+            stack.append(_NEW)
+            position += _PUSHED[op]
+        elif op == 0x28:  # MARK
+            below.append(stack)
+            stack = []
+        elif op in _FILLS:
+            del stack[-_FILLS[op] :]
+            if stack[-1] != _NEW:
                 return None
-
-    def _no_key(self) -> tuple[int, int]:
-        """Forget a string that was not a key: it was used with what is before it."""
-        self._names.clear()
-        return -1, 0
-
-    def _string(self, at: int) -> str:
-        data = self._data
-        if data[at] == 0x8C:
-            start, nbytes = at + 2, data[at + 1]
+        elif op in _TAKEN:
+            count = _TAKEN[op]
+            if len(stack) < count:
+                return None
+            stack[-count:] = [_NEW]
+        elif op in _FROM_MARK:
+            items = stack
+            stack = below.pop()
+            if not below and op == _SETITEMS and data[position : position + 3] == b"b.":
+                behind = items[first::2]  # the keys from the first unknown attribute on
+                if behind[0] != begin or len(items) % 2:
+                    return None
+                if any(at < 0 or _string(data, at) in fields for at in behind):
+                    return None
+                return Own(_ended(data[:begin], frames), list(names))
+            if stack[-1] != _NEW:
+                return None
+        elif op == _TUPLE:
+            stack = below.pop()
+            stack.append(_NEW)
+        elif op == 0x93:  # STACK_GLOBAL
+            name, module = stack.pop(), stack.pop()
+            if name < 0 or module < 0:
+                return None
+            names[_string(data, module), _string(data, name)] = None
+            stack.append(_NEW)
+        elif op == 0x63:  # GLOBAL
+            end = data.index(b"\n", position)
+            stop = data.index(b"\n", end + 1)
+            names[data[position:end].decode(), data[end + 1 : stop].decode()] = None
+            position = stop + 1
+            stack.append(_NEW)
+        elif op == 0x71 or op == 0x72:  # BINPUT, LONG_BINPUT
+            number = data[position] if op == 0x71 else _U32(data, position)[0]
+            if number != len(memo):
+                return None
+            memo.append(stack[-1])
+            position += 1 if op == 0x71 else 4
+        elif op == 0x95:  # FRAME
+            frames.append(position)
+            position += 8
+        elif op == 0x8A or op == 0x43:  # LONG1, SHORT_BINBYTES
+            stack.append(_NEW)
+            position += 1 + data[position]
+        elif op == 0x80:  # PROTO
+            position += 1
         else:
-            start, nbytes = at + 5, _U32(data, at + 1)[0]
-        return data[start : start + nbytes].decode("utf-8", "surrogatepass")
-
-    def _own(self, begin: int, items: list[int]) -> Own | None:
-        """Return the pickle up to ``begin``; ``items`` are the attributes and their values."""
-        behind = [at for at in items[::2] if at < 0 or at >= begin]
-        if len(items) % 2 or any(at < 0 or self._string(at) in self._fields for at in behind):
             return None
-        own = bytearray(self._data[:begin]) + b"ub."  # SETITEMS, BUILD, STOP
-        for frame in self._frames:
-            if frame < begin and _U64(own, frame)[0] > len(own) - frame - 8:
-                struct.pack_into("<Q", own, frame, len(own) - frame - 8)
-        return Own(bytes(own), list(self._names))
+
+
+def _string(data: bytes, at: int) -> str:
+    at %= _FETCHED
+    if data[at] == 0x8C:
+        start, nbytes = at + 2, data[at + 1]
+    else:
+        start, nbytes = at + 5, _U32(data, at + 1)[0]
+    return data[start : start + nbytes].decode("utf-8", "surrogatepass")
+
+
+def _ended(data: bytes, frames: list[int]) -> bytes:
+    """Return a pickle that was cut off within the dict, with its end; frames get their length."""
+    own = bytearray(data) + b"ub."  # SETITEMS, BUILD, STOP
+    for frame in frames:
+        if frame < len(data) and _U64(own, frame)[0] > len(own) - frame - 8:
+            struct.pack_into("<Q", own, frame, len(own) - frame - 8)
+    return bytes(own)

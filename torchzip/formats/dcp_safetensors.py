@@ -9,29 +9,15 @@ that is missing at the end cannot be seen; any other leaves a gap, and that is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from torchzip.container.json_objects import parse_json
-from torchzip.container.safetensors import TensorEntry, parse_header
 from torchzip.errors import ArchiveError, ErrorPlace, FormatError, TensorError, shown
 from torchzip.files.folder import Folder
-from torchzip.files.source import Source
-from torchzip.formats.base import (
-    Contents,
-    FolderContainer,
-    Format,
-    MakeFactory,
-    RecordCheck,
-    contiguous_tensor,
-    read_record,
-    swap_nbytes,
-)
+from torchzip.formats.base import Format
+from torchzip.formats.rank_files import ChunkedContainer
+from torchzip.formats.safetensors import SafetensorsContainer
 from torchzip.limits import Limits, is_number
-from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
+from torchzip.tensors.chunks import Chunk
 from torchzip.tensors.persistent_ids import Factory
-from torchzip.tensors.specs import TensorSpec
-from torchzip.tensors.storage import FixedPlace, Measure, SpanStorage, TensorStorage
 
 SHARDING_INFO = "DCP_SHARDING_INFO"
 
@@ -72,80 +58,57 @@ class DcpFormat(Format):
     torch_reason = "a distributed checkpoint; torch.distributed.checkpoint reads it"
 
 
-class SafetensorsPartsContainer(DcpFormat, FolderContainer):
+class SafetensorsPartsContainer(DcpFormat, ChunkedContainer):
     """The tensors of which the files of a directory have the parts: a flat dict."""
 
     def __init__(self, folder: Folder, names: list[str], limits: Limits) -> None:
         super().__init__(folder, folder.path)
-        self._entries: list[tuple[Source, TensorEntry]] = []
-        self._dtypes: dict[str, str] = {}
-        self._chunks: dict[str, list[Chunk]] = {}
         folder.will_open(names)
+        found: dict[str, list[Chunk]] = {}
+        dtypes: dict[str, str] = {}
         for name in names:
-            self._add(folder.open(name), limits)
-        check = TilingCheck()
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for name, chunks in self._chunks.items():
+            file = SafetensorsContainer(folder.open(name), limits)
+            with ErrorPlace(path=file.name):
+                self._add(file, limits, found, dtypes)
+        for name, chunks in found.items():
             # Chunks of a name were seen to have as many dimensions as one another.
             ends = [
                 [at + size for at, size in zip(each.offsets, each.sizes, strict=True)]
                 for each in chunks
             ]
-            shape = self._shapes[name] = tuple(map(max, zip(*ends, strict=True)))
-            chunks[:] = [chunk for chunk in chunks if 0 not in chunk.sizes]
-            with ErrorPlace(path=self.name, record=name):
-                check(shape, chunks)
+            shape = tuple(map(max, zip(*ends, strict=True)))
+            filled = [chunk for chunk in chunks if 0 not in chunk.sizes]
+            self.tensors[name] = self.join(name, dtypes[name], shape, filled)
 
-    def _add(self, source: Source, limits: Limits) -> None:
-        entries, metadata = parse_header(source, limits)
+    def _add(
+        self,
+        file: SafetensorsContainer,
+        limits: Limits,
+        found: dict[str, list[Chunk]],
+        dtypes: dict[str, str],
+    ) -> None:
+        """Take over the parts that a file has."""
+        contents = file.read(Factory)
+        metadata = contents.metadata or {}
         if SHARDING_INFO not in metadata:
             raise FormatError(
                 f"a safetensors file without {SHARDING_INFO}, and others in the directory have it. "
-                "Give its own path to read it, or move it away to read the others.",
-                path=source.name,
+                "Give its own path to read it, or move it away to read the others."
             )
-        offsets = saved_offsets(metadata, limits, source.name)
-        for entry in entries:
-            offset = offsets.get(entry.name)
-            if offset is None or len(offset) != len(entry.shape):
+        self.containers[file.name] = file
+        offsets = saved_offsets(metadata, limits, file.name)
+        for name, spec in contents.root.items():
+            offset = offsets.get(name)
+            if offset is None or len(offset) != len(spec.shape):
                 raise TensorError(
-                    f"{SHARDING_INFO} does not say where {shown(entry.name)}, of shape "
-                    f"{list(entry.shape)}, begins",
-                    path=source.name,
+                    f"{SHARDING_INFO} does not say where {shown(name)}, of shape "
+                    f"{list(spec.shape)}, begins"
                 )
-            dtype = self._dtypes.setdefault(entry.name, entry.torch_dtype)
-            chunks = self._chunks.setdefault(entry.name, [])
-            if dtype != entry.torch_dtype or (chunks and len(chunks[0].sizes) != len(entry.shape)):
+            dtype = dtypes.setdefault(name, spec.torch_dtype)
+            chunks = found.setdefault(name, [])
+            if dtype != spec.torch_dtype or (chunks and len(chunks[0].sizes) != len(spec.shape)):
                 raise TensorError(
-                    f"{shown(entry.name)} is {entry.torch_dtype} of {len(entry.shape)} dimensions "
-                    f"here and {dtype} of {len(chunks[0].sizes)} in {chunks[0].place}",
-                    path=source.name,
+                    f"{shown(name)} is {spec.torch_dtype} of {len(spec.shape)} dimensions "
+                    f"here and {dtype} of {len(chunks[0].sizes)} in {chunks[0].place}"
                 )
-            chunks.append(Chunk(offset, entry.shape, source.name, _spec_of(source, entry)))
-            self._entries.append((source, entry))
-
-    def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(key: str, measure: Measure) -> TensorStorage:
-            return ChunkedStorage(self._dtypes[key], self._shapes[key], self._chunks[key], key)
-
-        factory = make_factory(open_storage)
-        root: dict[str, Any] = {}
-        for name, shape in self._shapes.items():
-            with ErrorPlace(path=self.name, record=name):
-                root[name] = contiguous_tensor(factory, name, self._dtypes[name], shape)
-        return Contents(root, [], [], 0)
-
-    def check_records(self) -> Iterator[RecordCheck]:
-        for source, entry in self._entries:
-            name = f"{source.name}: {entry.name}"
-            yield read_record(source, entry.begin, entry.end - entry.begin, name)
-
-
-def _spec_of(source: Source, entry: TensorEntry) -> TensorSpec:
-    def open_storage(key: str, measure: Measure) -> TensorStorage:
-        unit = swap_nbytes(entry.torch_dtype, "little")
-        return SpanStorage(*measure, key, FixedPlace(source, entry.begin), None, unit)
-
-    factory = Factory(open_storage)
-    spec: TensorSpec = contiguous_tensor(factory, entry.name, entry.torch_dtype, entry.shape)
-    return spec
+            chunks.append(Chunk(offset, spec.shape, file.name, spec))

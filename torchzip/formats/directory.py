@@ -36,7 +36,7 @@ from torchzip.container.shard_index import parse_index
 from torchzip.errors import ErrorPlace, FormatError, listed, shown
 from torchzip.files.folder import Folder, is_plain_name
 from torchzip.files.opening import is_folder, open_around, open_folder
-from torchzip.formats.base import Container, OpenContainer, open_file, read_bounded
+from torchzip.formats.base import Container, Opener, read_bounded
 from torchzip.formats.dcp import METADATA_NAME, RANK_METADATA, DcpContainer, is_metadata
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, SafetensorsPartsContainer
 from torchzip.formats.not_checkpoints import folder_error
@@ -44,7 +44,6 @@ from torchzip.formats.ranks import RanksContainer, ranks_in
 from torchzip.formats.sharded import open_index, open_shards
 from torchzip.formats.zero import open_zero
 from torchzip.formats.zero_files import is_zero
-from torchzip.limits import Limits
 
 #: What names the tag of a DeepSpeed checkpoint, the directory that has its files.
 LATEST = "latest"
@@ -64,33 +63,26 @@ def is_part_of_directory(file: str | os.PathLike[str]) -> bool:
     return name in _LATEST or is_index(name) or is_metadata(name) or is_folder(file)
 
 
-def open_directory(
-    file: str | os.PathLike[str],
-    limits: Limits,
-    open_container: OpenContainer,
-    *,
-    optimizer: bool = False,
-) -> Container:
+def open_directory(file: str | os.PathLike[str], opener: Opener) -> Container:
     """Return the container that a directory is, or the one that the named file describes."""
     folder, name = (open_folder(file), "") if is_folder(file) else open_around(file)
     try:
-        if not name:
-            return _open_folder(folder, limits, open_container, optimizer)
-        if not folder.has(name):
-            raise FileNotFoundError(2, "No such file or directory", os.fsdecode(file))
-        if is_index(name):
-            return open_index(folder, name, limits, open_container)
-        if name in _LATEST:
-            return _open_latest(folder, name, limits, open_container, optimizer)
-        return DcpContainer(folder, [name], limits)
+        with ErrorPlace(path=folder.path or "."):
+            if not name:
+                return _open_folder(folder, opener)
+            if not folder.has(name):
+                raise FileNotFoundError(2, "No such file or directory", os.fsdecode(file))
+            if is_index(name):
+                return open_index(folder, name, opener)
+            if name in _LATEST:
+                return _open_latest(folder, name, opener)
+            return DcpContainer(folder, [name], opener.limits)
     except BaseException:
         folder.close()
         raise
 
 
-def _open_folder(
-    folder: Folder, limits: Limits, open_container: OpenContainer, optimizer: bool
-) -> Container:
+def _open_folder(folder: Folder, opener: Opener) -> Container:
     """Return the one container that a directory is.
 
     Raises
@@ -98,10 +90,11 @@ def _open_folder(
     FormatError
         If it is not one, or could be several.
     """
+    limits = opener.limits
     indices = [name for name in folder.names if is_index(name)]
     own = [name for name in folder.names if RANK_METADATA.fullmatch(name)]
     found: dict[str, Callable[[], Container]] = {
-        name: partial(open_index, folder, name, limits, open_container) for name in indices
+        name: partial(open_index, folder, name, opener) for name in indices
     }
     if METADATA_NAME in folder.names:
         found[METADATA_NAME] = partial(DcpContainer, folder, [METADATA_NAME], limits)
@@ -113,40 +106,38 @@ def _open_folder(
         if any(SHARDING_INFO in parse_header(folder.open(name), limits)[1] for name in parts):
             return SafetensorsPartsContainer(folder, parts, limits)
         # No reader looks for shards without an index, so with one they do not count.
-        for shards in _sets(folder.names):
-            found[shards[0].name] = partial(open_shards, folder, shards, limits, open_container)
+        sets: dict[ShardSet, list[Shard]] = {}
+        for shard in filter(None, map(parse_shard, folder.names)):
+            if shard.of.is_loadable:
+                sets.setdefault(shard.of, []).append(shard)
+        for shards in sets.values():
+            found[shards[0].name] = partial(open_shards, folder, shards, opener)
     if is_zero(folder.names):
-        found["*_states.pt"] = partial(
-            open_zero, folder, limits, open_container, optimizer=optimizer
-        )
-    with ErrorPlace(path=folder.path):
-        ranks = ranks_in(folder.names)
+        found["*_states.pt"] = partial(open_zero, folder, opener)
+    ranks = ranks_in(folder.names)
     if ranks:
-        found[ranks[0]] = partial(RanksContainer, folder, ranks, limits, open_container)
+        found[ranks[0]] = partial(RanksContainer, folder, ranks, opener)
     whole = [name for name in folder.names if is_whole(name)]
     if whole and len(indices) == 1:
         listed_there = parse_index(folder.open(indices[0]), limits).weight_map.values()
         whole = sorted({*whole} - {*listed_there})
     for name in whole:
-        found[name] = partial(_open_whole, folder, name, limits, open_container)
+        found[name] = partial(_open_whole, folder, name, opener)
     if not found and LATEST in folder.names:
-        return _open_latest(folder, LATEST, limits, open_container, optimizer)
+        return _open_latest(folder, LATEST, opener)
     if not found:
         raise folder_error(folder.path, folder.names, _UNDERSTOOD)
     if len(found) > 1:
         raise FormatError(
             f"a directory with several checkpoints: {listed(list(found), 10)}. Give the path of "
-            "the one that you mean, or move the others away.",
-            path=folder.path,
+            "the one that you mean, or move the others away."
         )
     return found.popitem()[1]()
 
 
-def _open_latest(
-    folder: Folder, name: str, limits: Limits, open_container: OpenContainer, optimizer: bool
-) -> Container:
+def _open_latest(folder: Folder, name: str, opener: Opener) -> Container:
     """Return the ZeRO checkpoint in the directory that a ``latest`` names."""
-    raw = read_bounded(folder.open(name), limits, "text_nbytes")
+    raw = read_bounded(folder.open(name), opener.limits, "text_nbytes")
     tag = raw.decode("utf-8", "replace").strip()
     if not is_plain_name(tag) or not folder.has(tag):
         raise FormatError(
@@ -155,23 +146,12 @@ def _open_latest(
     inner = folder.within(tag)
     folder.close()
     try:
-        return open_zero(inner, limits, open_container, optimizer=optimizer)
+        return open_zero(inner, opener)
     except BaseException:
         inner.close()
         raise
 
 
-def _open_whole(
-    folder: Folder, name: str, limits: Limits, open_container: OpenContainer
-) -> Container:
+def _open_whole(folder: Folder, name: str, opener: Opener) -> Container:
     folder.close()
-    return open_file(folder.file(name), limits, open_container)
-
-
-def _sets(names: list[str]) -> list[list[Shard]]:
-    """Return the shards among files, set by set."""
-    sets: dict[ShardSet, list[Shard]] = {}
-    for shard in filter(None, map(parse_shard, names)):
-        if shard.of.is_loadable:
-            sets.setdefault(shard.of, []).append(shard)
-    return list(sets.values())
+    return opener.of_file(folder.file(name))

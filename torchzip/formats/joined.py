@@ -18,7 +18,7 @@ from typing import Any
 
 from torchzip.errors import ErrorPlace, FormatError, UnsupportedError, listed, shown
 from torchzip.files.folder import Folder
-from torchzip.formats.base import OpenContainer
+from torchzip.formats.base import Opener
 from torchzip.formats.joins import How, Join, how_of
 from torchzip.formats.rank_files import (
     Joined,
@@ -26,11 +26,10 @@ from torchzip.formats.rank_files import (
     check_dense,
     closed,
     differ,
-    piece,
 )
-from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk
 from torchzip.tensors.specs import Shape, TensorSpec
+from torchzip.tensors.views import sliced
 
 _STAGE = re.compile(r"mp_rank_(\d{1,4})(?:_(\d{1,4}))?", re.ASCII)
 _LAYER = re.compile(r"(.*\blayers\.)(\d{1,6})(\..*)", re.ASCII | re.DOTALL)
@@ -42,10 +41,8 @@ class JoinedContainer(RankFilesContainer):
     format = "joined"
     label = "shards of tensors"
 
-    def __init__(
-        self, folder: Folder, join: Join, limits: Limits, open_container: OpenContainer
-    ) -> None:
-        super().__init__(folder, folder.path or ".", limits, open_container)
+    def __init__(self, folder: Folder, join: Join, opener: Opener) -> None:
+        super().__init__(folder, opener)
         self._join = join
         folder.will_open(folder.names)
         is_megatron = join == "megatron"
@@ -126,12 +123,13 @@ class JoinedContainer(RankFilesContainer):
         axis, count = how if isinstance(how, tuple) else (how, 1)
         assert isinstance(axis, int)
         shape = _whole_shape(parts, files, axis, count)
+        whole_axes = (slice(None),) * axis
         chunks: list[Chunk] = []
         at = 0
         for number in range(count):
             for part, file in zip(parts, files, strict=True):
                 size = part.shape[axis] // count
-                own = piece(part, axis, number * size, size)
+                own = sliced(part, (*whole_axes, slice(number * size, (number + 1) * size)))
                 offsets = tuple(at if each == axis else 0 for each in range(len(shape)))
                 if own.numel:
                     chunks.append(Chunk(offsets, own.shape, file, closed(own, file)))

@@ -22,11 +22,10 @@ from torchzip.formats.base import (
     Contents,
     FileContainer,
     MakeFactory,
-    OpenContainer,
+    Opener,
     Pickle,
     RecordCheck,
 )
-from torchzip.limits import Limits
 
 #: The parts of a ``.qnemo``, one for each rank.
 _ENGINE = re.compile(r"(?:.*/)?rank\d{1,6}\.safetensors", re.ASCII)
@@ -44,19 +43,13 @@ class NemoContainer(FileContainer):
     remove: weakref.finalize[..., NemoContainer] | None = None
     torch_reason = "a tar file with a file of torch.save in it; NeMo extracts that first"
 
-    def __init__(
-        self,
-        source: Source,
-        members: dict[str, tuple[int, int]],
-        limits: Limits,
-        open_container: OpenContainer,
-    ) -> None:
+    def __init__(self, source: Source, members: dict[str, tuple[int, int]], opener: Opener) -> None:
         super().__init__(source)
         (name,) = (name for name in members if name.removeprefix("./") == WEIGHTS)
         self._member = name
         part = PartSource(source, *members[name], f"{source.name}, {name}")
         #: The file of torch.save.
-        self.inner = open_container(part, limits)
+        self.inner = opener.of_source(part)
         if not self.inner.keeps_root:
             raise UnsupportedError(
                 f"the weights are of format {self.inner.format}; a file of torch.save was expected",
@@ -81,7 +74,7 @@ class NemoContainer(FileContainer):
             self.remove()
 
 
-def open_tar(source: Source, limits: Limits, open_container: OpenContainer) -> NemoContainer | None:
+def open_tar(source: Source, opener: Opener) -> NemoContainer | None:
     """Return the container that a tar file is; None if it is not of NeMo.
 
     Raises
@@ -89,10 +82,10 @@ def open_tar(source: Source, limits: Limits, open_container: OpenContainer) -> N
     UnsupportedError
         If its weights are in several files.
     """
-    members, _ = find_members(source, limits)
+    members, _ = find_members(source, opener.limits)
     names = [name.removeprefix("./") for name in members]
     if names.count(WEIGHTS) == 1:
-        return NemoContainer(source, members, limits, open_container)
+        return NemoContainer(source, members, opener)
     if any(name.startswith("model_weights/") for name in names):
         inside = (
             "a distributed checkpoint in model_weights/. Extract it (tar -xf) and give the path of "
@@ -108,19 +101,17 @@ def open_tar(source: Source, limits: Limits, open_container: OpenContainer) -> N
         )
     else:
         return None
-    raise UnsupportedError(f"a .nemo file with {inside}.", path=source.name)
+    raise UnsupportedError(f"a .nemo file with {inside}.")
 
 
-def open_gzip(
-    source: Source, limits: Limits, open_container: OpenContainer
-) -> NemoContainer | None:
+def open_gzip(source: Source, opener: Opener) -> NemoContainer | None:
     """Return the container that a compressed tar file is; None if it is not of NeMo."""
-    path = decompressed(source, limits)
+    path = decompressed(source, opener.limits)
     inside = FileSource(path)
     inside.name = source.name
     made: NemoContainer | None = None
     try:
-        made = open_tar(inside, limits, open_container)
+        made = open_tar(inside, opener)
     finally:
         if made is None:
             inside.close()

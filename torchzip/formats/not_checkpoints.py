@@ -53,7 +53,7 @@ _MAGICS = (
 
 def file_error(source: Source, head: bytes) -> FormatError:
     """Return the error for a file that begins with ``head`` and has no format that is read."""
-    return FormatError(f"not a checkpoint: {_look_of(source, head)}", path=source.name)
+    return FormatError(f"not a checkpoint: {_look_of(source, head)}")
 
 
 def _look_of(source: Source, head: bytes) -> str:
@@ -147,20 +147,18 @@ def zip_error(error: ArchiveError, source: Source, limits: Limits) -> TorchZipEr
     if any(name.endswith(f"/{_PACKAGE}") for name in names):
         return UnsupportedError(
             "an archive of torch.package, which holds code. Where you trust it, load its model "
-            "with torch.package.PackageImporter and save the state_dict() with torch.save.",
-            path=source.name,
+            "with torch.package.PackageImporter and save the state_dict() with torch.save."
         )
     deep = [name for name in names if name.endswith("/data.pkl")]
     if len(deep) == 1:
         folder = deep[0].removesuffix("/data.pkl")
         return ArchiveError(
             f"the records of a checkpoint lie in {shown(folder)}; a single directory at the top "
-            "was expected. Unzip the file, and zip that directory by itself, from where it lies.",
-            path=source.name,
+            "was expected. Unzip the file, and zip that directory by itself, from where it lies."
         )
     around = around_checkpoints(names)
     if around is not None:
-        return ArchiveError(f"a zip archive {around}", path=source.name)
+        return ArchiveError(f"a zip archive {around}")
     return error
 
 

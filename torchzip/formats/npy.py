@@ -15,11 +15,11 @@ from torchzip.formats.base import (
     MakeFactory,
     PlainContainer,
     RecordCheck,
+    contiguous_tensor,
     read_record,
     swap_nbytes,
 )
 from torchzip.tensors.persistent_ids import Factory
-from torchzip.tensors.specs import TensorSpec, check_spec, contiguous_stride
 from torchzip.tensors.storage import Measure, SpanStorage, TensorStorage
 
 #: The one array of the file, as messages call it.
@@ -40,10 +40,10 @@ class NpyContainer(PlainContainer):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         head = bytes(source.read_at(0, min(source.size, npy.HEADER_NBYTES)))
-        self._header = npy.parse_header(head, self.name)
+        self._header = npy.parse_header(head)
         self.offsets = {_KEY: self._header.nbytes}
         nbytes = source.size - self._header.nbytes
-        check_nbytes(self._header, nbytes, self.name)
+        check_nbytes(self._header, nbytes)
 
     def open_storage(self, key: str, measure: Measure) -> TensorStorage:
         unit = swap_nbytes(measure.torch_dtype or self._header.torch_dtype, self._header.byteorder)
@@ -61,23 +61,17 @@ class NpyContainer(PlainContainer):
 
 def array_tensor(factory: Factory, key: str, header: npy.NpyHeader) -> Any:
     """Return what a factory makes of an array, whose storage it asks for by ``key``."""
-    row, shape = DTYPES[header.torch_dtype], header.shape
-    typed = header.torch_dtype if row.storage_class else None
-    storage = factory.storage(key, Measure(typed, math.prod(shape) * row.itemsize, "cpu"))
-    stride = contiguous_stride(shape)
-    if header.fortran_order:
-        stride = contiguous_stride(shape[::-1])[::-1]
-    return factory.tensor(check_spec(TensorSpec(header.torch_dtype, shape, stride, 0, storage)))
+    return contiguous_tensor(
+        factory, key, header.torch_dtype, header.shape, first_is_fastest=header.fortran_order
+    )
 
 
-def check_nbytes(header: npy.NpyHeader, nbytes: int, path: str, record: str | None = None) -> None:
+def check_nbytes(header: npy.NpyHeader, nbytes: int) -> None:
     """Raise ArchiveError unless an array has so many bytes after its header."""
     expected = math.prod(header.shape) * DTYPES[header.torch_dtype].itemsize
     if expected != nbytes:
         more = TRUNCATED if expected > nbytes else "Something was added after it."
         raise ArchiveError(
             f"an array of {header.torch_dtype} and shape {list(header.shape)} takes {expected:,} "
-            f"bytes, and {nbytes:,} follow its header. {more}",
-            path=path,
-            record=record,
+            f"bytes, and {nbytes:,} follow its header. {more}"
         )

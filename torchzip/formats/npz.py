@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchzip.container import npy
 from torchzip.container.npz import SUFFIX, UTF8
 from torchzip.container.zip_layout import STORED
 from torchzip.container.zip_reader import ZipReader
 from torchzip.errors import ArchiveError, ErrorPlace, listed, shown
-from torchzip.files.crc import crc32, crc32_combine, wrong_crc
+from torchzip.files.crc import crc32, crc32_combine
 from torchzip.formats.base import (
     Contents,
     MakeFactory,
     PlainContainer,
     RecordCheck,
-    read_blocks,
     swap_nbytes,
 )
 from torchzip.formats.npy import array_tensor, check_nbytes
+from torchzip.formats.zip import checked_blocks
 from torchzip.tensors.storage import Measure, SpanStorage, StreamStorage, TensorStorage
+
+
+class _Array(NamedTuple):
+    """A .npy file in the archive. The CRC is that of its data, or 0."""
+
+    record: str
+    header: npy.NpyHeader
+    crc: int
 
 
 class NpzContainer(PlainContainer):
@@ -43,14 +51,10 @@ class NpzContainer(PlainContainer):
         if others:
             raise ArchiveError(
                 f"an archive of .npy files that has {listed(others)} as well; arrays alone were "
-                "expected",
-                path=self.name,
+                "expected"
             )
         self.offsets = {}
-        self._headers: dict[str, npy.NpyHeader] = {}
-        self._records: dict[str, str] = {}
-        #: The CRCs of the data, which follow from those of the records and of the headers.
-        self._crcs: dict[str, int] = {}
+        self._arrays: dict[str, _Array] = {}
         for record in archive:
             with ErrorPlace(path=self.name, record=record):
                 self._add(record)
@@ -71,32 +75,29 @@ class NpzContainer(PlainContainer):
                 head += block[: npy.HEADER_NBYTES]
                 if len(head) >= npy.HEADER_NBYTES:
                     break
-        header = npy.parse_header(head, self.name, record)
-        check_nbytes(header, nbytes - header.nbytes, self.name, record)
+        header = npy.parse_header(head)
+        check_nbytes(header, nbytes - header.nbytes)
         name = _name_of(record, is_utf8=bool(self.archive.entry(record).flags & UTF8))
-        if name in self._headers:
-            raise ArchiveError(f"two arrays are called {shown(name)}", path=self.name)
-        self._records[name] = record
-        self._headers[name] = header
-        self.offsets[name] = at + header.nbytes
+        if name in self._arrays:
+            raise ArchiveError(f"two arrays are called {shown(name)}")
         if crc:
-            before = crc32(head[: header.nbytes])
-            self._crcs[name] = crc ^ crc32_combine(before, 0, nbytes - header.nbytes)
+            crc ^= crc32_combine(crc32(head[: header.nbytes]), 0, nbytes - header.nbytes)
+        self._arrays[name] = _Array(record, header, crc)
+        self.offsets[name] = at + header.nbytes
 
     def open_storage(self, key: str, measure: Measure) -> TensorStorage:
-        header, record = self._headers[key], self._records[key]
+        record, header, crc = self._arrays[key]
         unit = swap_nbytes(measure.torch_dtype or header.torch_dtype, header.byteorder)
-        crc = self._crcs.get(key)
         if self.archive.size_of(record)[2] == STORED:
-            return SpanStorage(*measure, key, self, crc, unit)
+            return SpanStorage(*measure, key, self, crc or None, unit)
         return StreamStorage(
-            *measure, inflate=partial(self._inflate, key), crc=crc, swap_nbytes=unit, record=record
-        )
+            *measure, inflate=partial(self._inflate, record, header.nbytes), crc=crc or None,
+            swap_nbytes=unit, record=record,
+        )  # fmt: skip
 
-    def _inflate(self, key: str) -> Iterator[bytes]:
-        """Yield the data of a deflated array."""
-        left = self._headers[key].nbytes
-        for block in self.archive.inflate(self._records[key]):
+    def _inflate(self, record: str, left: int) -> Iterator[bytes]:
+        """Yield the data of a deflated array, which begins after ``left`` bytes."""
+        for block in self.archive.inflate(record):
             if left < len(block):
                 yield block[left:]
             left = max(0, left - len(block))
@@ -104,25 +105,17 @@ class NpzContainer(PlainContainer):
     def read(self, make_factory: MakeFactory) -> Contents:
         factory = make_factory(self.open_storage)
         root: dict[str, Any] = {}
-        for name, header in self._headers.items():
-            with ErrorPlace(path=self.name, record=self._records[name]):
-                root[name] = array_tensor(factory, name, header)
+        for name, array in self._arrays.items():
+            with ErrorPlace(path=self.name, record=array.record):
+                root[name] = array_tensor(factory, name, array.header)
         return Contents(root, [], [], 0)
 
     def check_records(self) -> Iterator[RecordCheck]:
         self.source.will_read([(self.source, 0, self.source.size)])
         for record in self.archive:
+            for _ in checked_blocks(self.archive, record):
+                pass
             nbytes, crc, _ = self.archive.size_of(record)
-            span = self.archive.stored_span(record)
-            blocks: Iterator[bytes | memoryview]
-            blocks = (
-                self.archive.inflate(record) if span is None else read_blocks(self.source, *span)
-            )
-            found = 0
-            for block in blocks:
-                found = crc32(block, found)
-            if crc and found != crc:
-                raise wrong_crc(found, crc, record, self.name)
             yield RecordCheck(record, nbytes, bool(crc))
 
 

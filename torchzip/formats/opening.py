@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from torchzip.container.zip_reader import ZipReader
-from torchzip.errors import ArchiveError, FormatError, UnsupportedError
+from torchzip.errors import ArchiveError, ErrorPlace, FormatError, UnsupportedError
 from torchzip.files.opening import is_folder, open_given
 from torchzip.files.source import File, Source
-from torchzip.formats.base import Container, open_file
+from torchzip.formats.base import Container, Opener
 from torchzip.formats.zip import ZipContainer
 from torchzip.limits import Limits
 
@@ -48,8 +48,9 @@ def open_checkpoint(
     TorchZipError, OSError
         If it is not a checkpoint; the message says what it looks like.
     """
+    opener = Opener(limits, open_container, optimizer)
     if isinstance(file, list | tuple):
-        return _open_files(file, limits, join)
+        return _open_files(file, opener, join)
     if join is not None:
         raise ValueError("join is for a list of files")
     if isinstance(file, str | os.PathLike):
@@ -58,14 +59,14 @@ def open_checkpoint(
             from torchzip.formats.directory import is_part_of_directory, open_directory
 
             if is_part_of_directory(file):
-                return open_directory(file, limits, open_container, optimizer=optimizer)
+                return open_directory(file, opener)
         if path.endswith(".distcp"):
             raise FormatError(
                 "items of a distributed checkpoint. Give the path of the directory, which has a "
                 ".metadata.",
                 path=path,
             )
-    made = open_file(cast(File, file), limits, open_container)
+    made = opener.of_file(cast(File, file))
     if "_rank_" in made.name:
         from torchzip.formats.ranks import lone_note
 
@@ -73,7 +74,7 @@ def open_checkpoint(
     return made
 
 
-def _open_files(files: Files, limits: Limits, join: Join | None) -> Container:
+def _open_files(files: Files, opener: Opener, join: Join | None) -> Container:
     from torchzip.formats.joined import JoinedContainer
     from torchzip.formats.joins import check_join
     from torchzip.formats.ranks import RanksContainer
@@ -87,15 +88,20 @@ def _open_files(files: Files, limits: Limits, join: Join | None) -> Container:
     folder = open_given(files)
     try:
         if join is None:
-            return RanksContainer(folder, folder.names, limits, open_container)
-        return JoinedContainer(folder, join, limits, open_container)
+            return RanksContainer(folder, folder.names, opener)
+        return JoinedContainer(folder, join, opener)
     except BaseException:
         folder.close()
         raise
 
 
 def open_container(source: Source, limits: Limits) -> Container:
-    """Return the container that the bytes of one file are."""
+    """Return the container that the bytes of one file are. Errors name the file."""
+    with ErrorPlace(path=source.name):
+        return _open(source, limits)
+
+
+def _open(source: Source, limits: Limits) -> Container:
     head = bytes(source.read_at(0, min(source.size, 512)))
     if head.startswith(b"PK\3\4"):
         # The name in the local header that the archive begins with.
@@ -104,7 +110,7 @@ def open_container(source: Source, limits: Limits) -> Container:
             from torchzip.formats.pt2 import OldPt2Container
 
             archive = ZipReader(source, limits, in_folder=False)
-            return OldPt2Container(archive, limits, open_container)
+            return OldPt2Container(archive, Opener(limits, open_container))
         if first.endswith(b".npy"):
             from torchzip.formats.npz import NpzContainer
 
@@ -119,37 +125,35 @@ def open_container(source: Source, limits: Limits) -> Container:
         from torchzip.formats.legacy import LegacyContainer, is_legacy
 
         if is_legacy(head, limits):
-            _refuse_tar(head, "a legacy file of torch.save", source.name)
+            _refuse_tar(head, "a legacy file of torch.save")
             return LegacyContainer(source, limits)
     if is_safetensors(head, source.size):
-        _refuse_tar(head, "a safetensors file", source.name)
+        _refuse_tar(head, "a safetensors file")
         from torchzip.formats.safetensors import SafetensorsContainer
 
         return SafetensorsContainer(source, limits)
     if head.startswith(b"GGUF"):
-        _refuse_tar(head, "a GGUF file", source.name)
+        _refuse_tar(head, "a GGUF file")
         from torchzip.formats.gguf import GgufContainer
 
         return GgufContainer(source, limits)
     if head.startswith(b"\x93NUMPY"):
-        _refuse_tar(head, "a .npy file", source.name)
+        _refuse_tar(head, "a .npy file")
         from torchzip.formats.npy import NpyContainer
 
         return NpyContainer(source)
     if head.startswith(b"PYTORCH1"):
-        raise UnsupportedError(
-            "a preview format of 2018, which torch itself refuses", path=source.name
-        )
+        raise UnsupportedError("a preview format of 2018, which torch itself refuses")
     if head.startswith(_GZIP) and source.name.endswith(".nemo"):
         from torchzip.formats.nemo import open_gzip
 
-        found = open_gzip(source, limits, open_container)
+        found = open_gzip(source, Opener(limits, open_container))
         if found is not None:
             return found
     if head[257:262] == b"ustar":
         from torchzip.formats.nemo import open_tar
 
-        found = open_tar(source, limits, open_container)
+        found = open_tar(source, Opener(limits, open_container))
         if found is not None:
             return found
         from torchzip.formats.tar import TarContainer
@@ -160,15 +164,14 @@ def open_container(source: Source, limits: Limits) -> Container:
     raise file_error(source, head)
 
 
-def _refuse_tar(head: bytes, what: str, path: str) -> None:
+def _refuse_tar(head: bytes, what: str) -> None:
     """Refuse a file that torch would open as a tar file: it tries that before anything else."""
     from torchzip.container.tar import is_header
 
     if is_header(head):
         raise ArchiveError(
             f"{what} whose first 512 bytes are a valid header of a tar file as well; torch.load "
-            "would read the tar file",
-            path=path,
+            "would read the tar file"
         )
 
 
@@ -182,7 +185,6 @@ def is_safetensors(head: bytes, size: int) -> bool:
 
 
 def _open_zip(archive: ZipReader, limits: Limits) -> Container:
-    name = archive.source.name
     if "constants.pkl" in archive:
         from torchzip.formats.torchscript import TorchScriptContainer
 
@@ -190,11 +192,10 @@ def _open_zip(archive: ZipReader, limits: Limits) -> Container:
     if "model.json" in archive and ZipContainer.pickle_record not in archive:
         raise UnsupportedError(
             "a TorchScript archive as torch before 1.4 wrote (it has model.json). Load it with "
-            "torch.jit.load and save it again with torch.jit.save.",
-            path=name,
+            "torch.jit.load and save it again with torch.jit.save."
         )
     if _PT2 in archive:
         from torchzip.formats.pt2 import Pt2Container
 
-        return Pt2Container(archive, limits, open_container)
+        return Pt2Container(archive, Opener(limits, open_container))
     return ZipContainer(archive, limits)

@@ -44,7 +44,7 @@ from torchzip.files.source import PartSource, Source
 from torchzip.formats.base import (
     Contents,
     MakeFactory,
-    OpenContainer,
+    Opener,
     Pickle,
     measured_by,
 )
@@ -74,9 +74,9 @@ class _Pt2Archive(ZipContainer):
     torch_load = "does not apply"
     torch_reason = "an archive of torch.export; torch.export.load reads it"
 
-    def __init__(self, archive: ZipReader, limits: Limits, open_container: OpenContainer) -> None:
-        super().__init__(archive, limits)
-        self._open_container = open_container
+    def __init__(self, archive: ZipReader, opener: Opener) -> None:
+        super().__init__(archive, opener.limits)
+        self._opener = opener
         #: Records with a pickle or a file with pickles, and those with the bytes of a tensor, as
         #: far as they were read.
         self.read_records: set[str] = set()
@@ -100,7 +100,7 @@ class _Pt2Archive(ZipContainer):
         source: Source | None = self.part(record)
         if source is None:
             source = open_source(io.BytesIO(self.archive.read(record)))
-        for each in self._open_container(source, self._limits).pickles():
+        for each in self._opener.of_source(source).pickles():
             yield each._replace(place=f"{record}: {each.place}", is_read=is_read and each.is_read)
 
     def part(self, record: str) -> PartSource | None:
@@ -131,8 +131,8 @@ class Pt2Container(_Pt2Archive):
 
     needed_record = "archive_format"
 
-    def __init__(self, archive: ZipReader, limits: Limits, open_container: OpenContainer) -> None:
-        super().__init__(archive, limits, open_container)
+    def __init__(self, archive: ZipReader, opener: Opener) -> None:
+        super().__init__(archive, opener)
         for record, what, wanted in (
             ("archive_format", "the archive is of format", b"pt2"),
             ("archive_version", "the version of the .pt2 archive is", b"0"),
@@ -140,7 +140,7 @@ class Pt2Container(_Pt2Archive):
             found = self._text(record).strip() if record in archive else wanted
             if found != wanted:
                 raise UnsupportedError(
-                    f"{what} {shown(found)}; {wanted!r} was expected", path=self.name, record=record
+                    f"{what} {shown(found)}; {wanted!r} was expected", record=record
                 )
         self._models = [
             record.removeprefix("models/").removesuffix(".json")
@@ -150,8 +150,7 @@ class Pt2Container(_Pt2Archive):
         if not self._models:
             raise UnsupportedError(
                 "a .pt2 archive without an exported program (no models/*.json); what AOTInductor "
-                "compiled is not read",
-                path=self.name,
+                "compiled is not read"
             )
 
     def _is_pickled(self, record: str) -> bool:

@@ -9,8 +9,8 @@ a flat buffer, in which a framework laid many tensors one after another.
 from __future__ import annotations
 
 import bisect
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 from torchzip.errors import (
@@ -20,23 +20,21 @@ from torchzip.errors import (
     LimitError,
     TensorError,
     UnsupportedError,
+    listed,
     shown,
     too_many_dimensions,
 )
 from torchzip.files.folder import Folder
 from torchzip.formats.base import (
-    Container,
     Contents,
     FolderContainer,
-    Format,
     MakeFactory,
-    OpenContainer,
+    Opener,
     Pickle,
-    RecordCheck,
     contiguous_tensor,
 )
 from torchzip.leaf_types import Size
-from torchzip.limits import Limits, is_number
+from torchzip.limits import is_number
 from torchzip.pickling.table import Name
 from torchzip.tensors.chunks import Chunk, ChunkedStorage, TilingCheck
 from torchzip.tensors.computed import fresh_spec
@@ -44,6 +42,10 @@ from torchzip.tensors.packing import elements_of
 from torchzip.tensors.persistent_ids import Factory
 from torchzip.tensors.specs import Shape, TensorSpec
 from torchzip.tensors.storage import Measure, TensorStorage
+from torchzip.tensors.views import sliced
+
+#: Missing files that an error names.
+_MOST_LISTED = 5
 
 
 class Joined(NamedTuple):
@@ -58,39 +60,69 @@ class Joined(NamedTuple):
     chunks: list[Chunk]
 
 
-class RankFilesFormat(Format):
-    """What several files of torch.save make together."""
+class ChunkedContainer(FolderContainer):
+    """Several files, in which the ``tensors`` lie in boxes: a flat dict of their names."""
 
-    torch_load = "does not apply"
-    torch_reason = "files of many ranks; torch.load reads each by itself"
+    def __init__(self, folder: Folder, name: str) -> None:
+        super().__init__(folder, name)
+        self._check = TilingCheck()
+        self.tensors: dict[str, Joined] = {}
+
+    def join(
+        self,
+        name: str,
+        torch_dtype: str,
+        shape: Shape,
+        chunks: list[Chunk],
+        box_shape: Shape | None = None,
+    ) -> Joined:
+        """Return the tensor that boxes make, none of them empty; see that they fill it."""
+        made = Joined(torch_dtype, shape, shape if box_shape is None else box_shape, chunks)
+        with ErrorPlace(path=self.name, record=name):
+            self._check(made.box_shape, chunks)
+        return made
+
+    def open_storage(self, key: str, measure: Measure) -> TensorStorage:
+        """Return the storage of the tensor that is called ``key``."""
+        found = self.tensors[key]
+        return ChunkedStorage(found.torch_dtype, found.box_shape, found.chunks, key)
+
+    def read(self, make_factory: MakeFactory) -> Contents:
+        factory = make_factory(self.open_storage)
+        made = Contents({}, [], [], 0)
+        known: dict[int, Any] = {}
+        for name, found in self.tensors.items():
+            with ErrorPlace(path=self.name, record=name):
+                if id(found) not in known:
+                    known[id(found)] = contiguous_tensor(
+                        factory, name, found.torch_dtype, found.shape
+                    )
+                made.root[name] = known[id(found)]
+        return made
 
 
-class RankFilesContainer(RankFilesFormat, FolderContainer):
+class RankFilesContainer(ChunkedContainer):
     """Several files as one flat dict. A subclass reads files and fills ``tensors``, by its names.
 
     ``values`` are what belongs into the dict and is not a tensor. ``knows`` says which names of the
     pickles a layout knows, where those are more than in any file.
     """
 
+    torch_load = "does not apply"
+    torch_reason = "files of many ranks; torch.load reads each by itself"
     knows: Callable[[Name], bool] | None = None
 
-    def __init__(
-        self, folder: Folder, name: str, limits: Limits, open_container: OpenContainer
-    ) -> None:
-        super().__init__(folder, name)
-        self._limits = limits
-        self._open_container = open_container
-        self.containers: dict[str, Container] = {}
+    def __init__(self, folder: Folder, opener: Opener) -> None:
+        super().__init__(folder, folder.path or ".")
+        self._opener = opener
         self._read: list[Contents] = []
         self._pickle_nbytes = 0
-        self._check = TilingCheck()
-        self.tensors: dict[str, Joined] = {}
         self.values: dict[str, Any] = {}
 
     def read_file(self, name: str, folder: Folder | None = None) -> Any:
         """Return the object of a file; its tensors are `TensorSpec` s."""
         source = (self.folder if folder is None else folder).open(name)
-        container = self._open_container(source, self._limits)
+        container = self._opener.of_source(source)
         if not container.keeps_root or container.is_by_name:
             raise UnsupportedError(
                 f"the file is of format {container.format}; a file of torch.save was expected",
@@ -98,11 +130,9 @@ class RankFilesContainer(RankFilesFormat, FolderContainer):
             )
         contents = container.read(Factory)
         self._pickle_nbytes += contents.pickle_nbytes
-        if self._pickle_nbytes > self._limits.pickle_nbytes:
-            raise LimitError(
-                "pickle_nbytes", self._pickle_nbytes, self._limits.pickle_nbytes,
-                path=container.name,
-            )  # fmt: skip
+        most = self._opener.limits.pickle_nbytes
+        if self._pickle_nbytes > most:
+            raise LimitError("pickle_nbytes", self._pickle_nbytes, most, path=container.name)
         self.containers[name] = container
         root, contents.root = contents.root, None
         self._read.append(contents)
@@ -114,7 +144,7 @@ class RankFilesContainer(RankFilesFormat, FolderContainer):
         An object that is used over and over, or inside itself, is bounded by the names that it
         makes.
         """
-        limits = self._limits
+        limits = self._opener.limits
         most = limits.shared_names + self._read[-1].pickle_nbytes
         count = characters = 0
         todo: list[tuple[str, Any, int]] = [("", root, 0)]
@@ -140,52 +170,22 @@ class RankFilesContainer(RankFilesFormat, FolderContainer):
                 if characters > max(limits.names_nbytes, self._read[-1].pickle_nbytes):
                     raise LimitError("names_nbytes", characters, limits.names_nbytes)
 
-    def join(
-        self,
-        name: str,
-        torch_dtype: str,
-        shape: Shape,
-        chunks: list[Chunk],
-        box_shape: Shape | None = None,
-    ) -> Joined:
-        """Return the tensor that boxes make, none of them empty; see that they fill it."""
-        made = Joined(torch_dtype, shape, shape if box_shape is None else box_shape, chunks)
-        with ErrorPlace(path=self.name, record=name):
-            self._check(made.box_shape, chunks)
-        return made
-
-    def alone(self, name: str, spec: TensorSpec, place: str) -> Joined:
-        """Return a tensor that one file has whole."""
+    def alone(self, name: str, spec: TensorSpec, place: str, shape: Shape | None = None) -> Joined:
+        """Return a tensor that one file has whole, with its own shape or another."""
+        shape = spec.shape if shape is None else shape
         chunk = Chunk((0,) * len(spec.shape), spec.shape, place, closed(spec, place))
-        return self.join(name, spec.torch_dtype, spec.shape, [chunk] if spec.numel else [])
+        return self.join(name, spec.torch_dtype, shape, [chunk] if spec.numel else [], spec.shape)
 
     def read(self, make_factory: MakeFactory) -> Contents:
-        def open_storage(key: str, measure: Measure) -> TensorStorage:
-            found = self.tensors[key]
-            return ChunkedStorage(found.torch_dtype, found.box_shape, found.chunks, key)
-
-        factory = make_factory(open_storage)
-        made = Contents({}, [], [], 0)
+        made = super().read(make_factory)
         made.add(self._read)
         made.foreign = []  # of what is in the files beside the dict, `pickles` has the names
-        known: dict[int, Any] = {}
-        for name, found in self.tensors.items():
-            with ErrorPlace(path=self.name, record=name):
-                if id(found) not in known:
-                    known[id(found)] = contiguous_tensor(
-                        factory, name, found.torch_dtype, found.shape
-                    )
-                made.root[name] = known[id(found)]
         made.root |= self.values
         return made
 
     def pickles(self) -> Iterator[Pickle]:
-        for name, container in self.containers.items():
-            for each in container.pickles():
-                yield each._replace(place=f"{name}: {each.place}", is_read=False, knows=self.knows)
-
-    def check_records(self) -> Iterator[RecordCheck]:
-        return self._check_parts(self.containers.items())
+        for each in super().pickles():
+            yield each._replace(is_read=False, knows=self.knows)
 
     def check_parts(self) -> None:
         checked: set[int] = set()
@@ -211,7 +211,7 @@ class Flat:
                 )
         self.torch_dtype = first.torch_dtype
         self._parts = [(spec, place) for spec, place in parts if spec.numel]
-        self._ends = list(itertools.accumulate(spec.numel for spec, _ in self._parts))
+        self._ends = list(accumulate(spec.numel for spec, _ in self._parts))
         self.numel = self._ends[-1] if self._ends else 0
 
     def runs(self, first: int, count: int, at: int = 0) -> Iterator[Chunk]:
@@ -240,9 +240,7 @@ class RunChunk(Chunk):
 
     def open(self) -> TensorSpec:
         whole = super().open()
-        offset = whole.storage_offset + self._first * whole.stride[0]
-        run = TensorSpec(whole.torch_dtype, self.sizes, whole.stride, offset, whole.storage)
-        return closed(run, self.place)
+        return closed(sliced(whole, slice(self._first, self._first + self.sizes[0])), self.place)
 
 
 def closed(spec: TensorSpec, place: str) -> TensorSpec:
@@ -276,6 +274,15 @@ def check_shape(value: Any, what: str, path: str | None = None) -> Shape:
     return tuple(value)
 
 
+def lacking(found: Collection[int], count: int, pattern: str) -> FormatError:
+    """Return the error of a directory without the files, called so, of some of its ranks."""
+    missing = islice((rank for rank in range(count) if rank not in found), _MOST_LISTED)
+    return FormatError(
+        f"the directory lacks the files of {count - len(found):,} of {count:,} ranks, among them "
+        f"{listed([pattern.format(rank) for rank in missing])}. Fetch them."
+    )
+
+
 def identity(spec: TensorSpec) -> tuple[Any, ...]:
     """Return what is the same of two tensors of a file that are one."""
     return id(spec.storage), spec.storage_offset, spec.shape, spec.stride, spec.torch_dtype
@@ -288,10 +295,3 @@ def differ(one: TensorSpec, other: TensorSpec) -> bool:
     crcs = [each.storage.crc for each in (one, other)]
     whole = all(elements_of(each) is each.storage for each in (one, other))
     return all(crcs) and whole and crcs[0] != crcs[1]
-
-
-def piece(spec: TensorSpec, axis: int, first: int, size: int) -> TensorSpec:
-    """Return a part of a tensor along one axis."""
-    shape = (*spec.shape[:axis], size, *spec.shape[axis + 1 :])
-    offset = spec.storage_offset + first * spec.stride[axis]
-    return spec.replace(shape=shape, storage_offset=offset)

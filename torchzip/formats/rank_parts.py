@@ -41,6 +41,8 @@ from torchzip.limits import is_number
 from torchzip.pickling.table import Name
 from torchzip.tensors.specs import Shape, TensorSpec
 
+_CALL = ("torch._tensor", "_rebuild_from_type_v2")
+_FUNCTION = ("torch._utils", "_rebuild_wrapper_subclass")
 #: Where classes of placements are, by releases.
 _PLACEMENTS = (
     "torch.distributed.tensor.placement_types",
@@ -86,13 +88,26 @@ _BOTH = ("DTensor", "ShardedTensor")
 
 
 class Part(NamedTuple):
-    """A box of a tensor of size ``shape``. ``is_shared`` says that other ranks have it too."""
+    """A box of a tensor of size ``shape``, and what fills it."""
 
     torch_dtype: str
     shape: Shape
     offsets: Shape
     spec: TensorSpec
-    is_shared: bool
+
+
+def wrapper_subclass(value: Any) -> tuple[ForeignObject, Any, Any] | None:
+    """Return the class of a tensor that is made of others, its arguments and its state.
+
+    None for any value that is not a call as at the top of this module.
+    """
+    args = value.args if type(value) is ForeignObject else None
+    if args is None or (value.module, value.name) != _CALL or len(args) != 4:
+        return None
+    function, kind, arguments, state = args
+    if any(type(each) is not ForeignObject or each.how != "name" for each in (function, kind)):
+        return None
+    return (kind, arguments, state) if (function.module, function.name) == _FUNCTION else None
 
 
 def parts_of(value: Any) -> list[Part] | None:
@@ -105,15 +120,10 @@ def parts_of(value: Any) -> list[Part] | None:
     UnsupportedError
         If it is spread in a way that is not read.
     """
-    if not _is_call(value, ("torch._tensor", "_rebuild_from_type_v2")) or len(value.args) != 4:
+    made = wrapper_subclass(value)
+    if made is None or made[0].name not in _BOTH or made[0].module not in _CLASSES[made[0].name]:
         return None
-    function, kind, arguments, state = value.args
-    if not _is_name(function, ("torch._utils", "_rebuild_wrapper_subclass")):
-        return None
-    if type(kind) is not ForeignObject or kind.how != "name":
-        return None
-    if kind.name not in _BOTH or kind.module not in _CLASSES[kind.name]:
-        return None
+    kind, arguments, state = made
     if type(arguments) is not tuple or len(arguments) < 3 or type(arguments[1]) is not Dtype:
         raise FormatError(f"a {kind.name} is made of {shown(arguments)}; a dtype and a size miss")
     shape = _shape(arguments[2], f"the size of a {kind.name}")
@@ -145,10 +155,7 @@ def _local(state: Any, dtype: str, shape: Shape) -> Part:
         offsets[dim] += low
         sizes[dim] = min(sizes[dim] - low, each)
     _check_part(spec, dtype, tuple(sizes))
-    shared = any(
-        each.name == "Replicate" and size > 1 for each, size in zip(placements, mesh, strict=True)
-    )
-    return Part(dtype, shape, tuple(offsets), spec, shared)
+    return Part(dtype, shape, tuple(offsets), spec)
 
 
 def _check_part(spec: TensorSpec, dtype: str, sizes: Shape) -> None:
@@ -276,25 +283,10 @@ def _shards(state: Any, dtype: str, shape: Shape) -> Iterator[Part]:
             for each in ("offsets", "sizes")
         )
         _check_part(spec, dtype, sizes)
-        yield Part(dtype, shape, offsets, spec, False)
+        yield Part(dtype, shape, offsets, spec)
 
 
 # -- objects -----------------------------------------------------------------------------------
-
-
-def _is_call(value: Any, name: Name) -> bool:
-    return (
-        type(value) is ForeignObject
-        and value.how == "call"
-        and (value.module, value.name) == name
-        and value.args is not None
-    )
-
-
-def _is_name(value: Any, name: Name) -> bool:
-    return (
-        type(value) is ForeignObject and value.how == "name" and (value.module, value.name) == name
-    )
 
 
 def _attributes(value: Any, what: str) -> dict[str, Any]:

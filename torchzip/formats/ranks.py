@@ -14,7 +14,6 @@ Dicts and lists inside the object are gone into: the names of what is in them ar
 from __future__ import annotations
 
 import re
-from itertools import islice
 from typing import Any, NamedTuple
 
 from torchzip.errors import (
@@ -25,17 +24,21 @@ from torchzip.errors import (
     shown,
 )
 from torchzip.files.folder import Folder
-from torchzip.formats.base import OpenContainer
-from torchzip.formats.rank_files import Joined, RankFilesContainer, closed, differ, identity
+from torchzip.formats.base import Opener
+from torchzip.formats.rank_files import (
+    Joined,
+    RankFilesContainer,
+    closed,
+    differ,
+    identity,
+    lacking,
+)
 from torchzip.formats.rank_parts import Part, knows_in_parts, parts_of
 from torchzip.leaf_types import ForeignObject
-from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk
 from torchzip.tensors.rebuild import FOREIGN_TENSORS
 from torchzip.tensors.specs import Shape, TensorSpec
 
-#: Missing files that an error names.
-_MOST_LISTED = 5
 _NAME = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt", re.ASCII)
 
 
@@ -83,12 +86,7 @@ def ranks_in(names: list[str]) -> list[str]:
         )
     for count in counts:
         if len(found) < count:
-            lacking = islice((rank for rank in range(count) if rank not in found), _MOST_LISTED)
-            named = [f"model_world_size_{count}_rank_{rank}.pt" for rank in lacking]
-            raise FormatError(
-                f"the directory lacks the files of {count - len(found):,} of {count:,} ranks, "
-                f"among them {listed(named)}. Fetch them."
-            )
+            raise lacking(found, count, f"model_world_size_{count}_rank_{{}}.pt")
     return [found[rank] for rank in sorted(found)]
 
 
@@ -107,14 +105,8 @@ class RanksContainer(RankFilesContainer):
     label = "files of ranks"
     knows = staticmethod(knows_in_parts)
 
-    def __init__(
-        self,
-        folder: Folder,
-        names: list[str],
-        limits: Limits,
-        open_container: OpenContainer,
-    ) -> None:
-        super().__init__(folder, folder.path or ".", limits, open_container)
+    def __init__(self, folder: Folder, names: list[str], opener: Opener) -> None:
+        super().__init__(folder, opener)
         folder.will_open(names)
         found: dict[str, list[_Found]] = {}
         self._odd: list[str] = []
@@ -148,7 +140,7 @@ class RanksContainer(RankFilesContainer):
             with ErrorPlace(record=name):
                 parts = parts_of(value)
             if type(value) is TensorSpec:
-                whole = Part(value.torch_dtype, value.shape, (0,) * len(value.shape), value, True)
+                whole = Part(value.torch_dtype, value.shape, (0,) * len(value.shape), value)
                 parts = [whole]
             if parts is None:
                 if is_first and isinstance(value, bool | int | float | str | None):
@@ -163,9 +155,9 @@ class RanksContainer(RankFilesContainer):
             known = found.setdefault(name, [])
             known += [_Found(part, place, type(value) is TensorSpec) for part in parts]
         if seen != len(found):
-            lacking = [name for name, parts in found.items() if parts and parts[-1].file != place]
+            missing = [name for name, parts in found.items() if parts and parts[-1].file != place]
             raise FormatError(
-                f"the file lacks {listed(lacking)}, which other ranks have: it is not of the same "
+                f"the file lacks {listed(missing)}, which other ranks have: it is not of the same "
                 "save. Fetch it again."
             )
 

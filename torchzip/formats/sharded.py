@@ -38,39 +38,31 @@ from torchzip.formats.base import (
     Contents,
     FolderContainer,
     MakeFactory,
-    OpenContainer,
-    Pickle,
+    Opener,
     RecordCheck,
     measured_by,
 )
 from torchzip.formats.dcp_safetensors import SHARDING_INFO, saved_offsets
-from torchzip.limits import Limits
 
 #: Missing shards that an error names.
 _MOST_LISTED = 5
 
 
-def open_index(
-    folder: Folder, name: str, limits: Limits, open_container: OpenContainer
-) -> ShardedContainer:
+def open_index(folder: Folder, name: str, opener: Opener) -> ShardedContainer:
     """Return the shards that an index lists, in its order."""
-    index = parse_index(folder.open(name), limits)
+    index = parse_index(folder.open(name), opener.limits)
     shards = list(dict.fromkeys(index.weight_map.values()))
     with ErrorPlace(path=folder.place(name)):
         notes = _check_files(folder, shards)
-    made = ShardedContainer(folder, folder.place(name), index, shards, limits, open_container)
+    made = ShardedContainer(folder, folder.place(name), index, shards, opener)
     made.notes = notes
     made.index_nbytes = folder.open(name).size
     return made
 
 
-def open_shards(
-    folder: Folder, shards: list[Shard], limits: Limits, open_container: OpenContainer
-) -> ShardedContainer:
+def open_shards(folder: Folder, shards: list[Shard], opener: Opener) -> ShardedContainer:
     """Return the shards of one set that has no index, in the order of their numbers."""
-    with ErrorPlace(path=folder.path):
-        names = _in_order(shards)
-    return ShardedContainer(folder, folder.path, None, names, limits, open_container)
+    return ShardedContainer(folder, folder.path, None, _in_order(shards), opener)
 
 
 class ShardedContainer(FolderContainer):
@@ -91,38 +83,31 @@ class ShardedContainer(FolderContainer):
         name: str,
         index: ShardIndex | None,
         shards: list[str],
-        limits: Limits,
-        open_container: OpenContainer,
+        opener: Opener,
     ) -> None:
         super().__init__(folder, name)
         self._index = index
         self._listed: dict[str, list[str]] = {shard: [] for shard in shards}
         for tensor, shard in index.weight_map.items() if index is not None else ():
             self._listed[shard].append(tensor)
-        self._limits = limits
-        self._containers: dict[str, Container] = {}
+        self._limits = opener.limits
         folder.will_open(shards)
         for shard in shards:
-            container = open_container(folder.open(shard), limits)
+            container = opener.of_source(folder.open(shard))
             if not container.can_be_shard:
                 raise UnsupportedError(
                     f"the shard is of format {container.format}; a file of torch.save or "
                     "safetensors was expected",
                     path=container.name,
                 )
-            self._containers[shard] = container
-
-    @property
-    def shards(self) -> list[Container]:
-        """The shards, open, in the order of the index."""
-        return list(self._containers.values())
+            self.containers[shard] = container
 
     def read(self, make_factory: MakeFactory) -> Contents:
         made = Contents({}, [], [], 0)
         found: dict[str, dict[str, Any]] = {}
         parts: list[Contents] = []
         with ErrorPlace(path=self.name):
-            for shard, container in self._containers.items():
+            for shard, container in self.containers.items():
                 contents = container.read(make_factory)
                 self._check_flat(shard, container, contents)
                 if self._index is not None:
@@ -170,13 +155,8 @@ class ShardedContainer(FolderContainer):
                     "of the two counts cannot be told",
                 )
 
-    def pickles(self) -> Iterator[Pickle]:
-        for shard, container in self._containers.items():
-            for each in container.pickles():
-                yield each._replace(place=f"{shard}: {each.place}")
-
     def check_records(self) -> Iterator[RecordCheck]:
-        yield from self._check_parts(self._containers.items())
+        yield from super().check_records()
         total = None if self._index is None else self._index.total_size
         if total is None:
             return

@@ -94,8 +94,7 @@ class TarContainer(PlainContainer):
                 f"a tar file without {' and '.join(missing)} is not a checkpoint; it has "
                 + (listed(list(members)) or "no file")
                 if around is None
-                else f"a tar file {around}",
-                path=source.name,
+                else f"a tar file {around}"
             )
         self._members = {
             name: PartSource(source, *place, source.name) for name, place in members.items()
@@ -103,9 +102,9 @@ class TarContainer(PlainContainer):
         storages, tensors = (
             _Stream(self._members[name], name, limits) for name in ("storages", "tensors")
         )
-        with ErrorPlace(path=source.name, record="storages"):
+        with ErrorPlace(record="storages"):
             self._find_storages(storages)
-        with ErrorPlace(path=source.name, record="tensors"):
+        with ErrorPlace(record="tensors"):
             self._find_tensors(tensors)
         self._globals = storages.names | tensors.names
         # Where the pickles are that stand among data: member, first byte, bytes.

@@ -39,17 +39,15 @@ import os
 from torchzip.errors import ErrorPlace, FormatError, UnsupportedError, shown
 from torchzip.files.folder import Folder
 from torchzip.files.opening import open_given
-from torchzip.formats.base import OpenContainer
+from torchzip.formats.base import Opener
 from torchzip.formats.rank_files import (
     Flat,
     Joined,
     RankFilesContainer,
     check_dense,
-    closed,
     identity,
 )
 from torchzip.formats.zero_files import States, check_optimizers, files_of_ranks
-from torchzip.limits import Limits
 from torchzip.tensors.chunks import Chunk
 from torchzip.tensors.specs import Shape, TensorSpec
 
@@ -67,16 +65,8 @@ class ZeroContainer(RankFilesContainer):
     format = "zero"
     label = "DeepSpeed ZeRO"
 
-    def __init__(
-        self,
-        folder: Folder,
-        limits: Limits,
-        open_container: OpenContainer,
-        *,
-        optimizer: bool = False,
-    ) -> None:
-        super().__init__(folder, folder.path or ".", limits, open_container)
-        self._optimizer = optimizer
+    def __init__(self, folder: Folder, opener: Opener) -> None:
+        super().__init__(folder, opener)
         #: What the optimizer has of a parameter, by its name and then by that of a value.
         self._moments: dict[str, dict[str, Joined]] = {}
         with ErrorPlace(path=self.name):
@@ -115,7 +105,7 @@ class ZeroContainer(RankFilesContainer):
         join = self._sliced if is_sliced else self._concatenated
         flats = [states.flats(key) for states in ranks]
         made = join(groups, ranks, flats)
-        if self._optimizer:
+        if self._opener.optimizer:
             held = [states.moments(own) for states, own in zip(ranks, flats, strict=True)]
             for moment in held[0]:
                 for states, own in zip(ranks, held, strict=True):
@@ -143,11 +133,8 @@ class ZeroContainer(RankFilesContainer):
             paddings = ranks[0].numbers("param_alignment_paddings", number, len(shapes))
             at = 0
             for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
-                numel = math.prod(shape)
-                self._check_inside(name, at + numel, flat)
-                chunks = list(flat.runs(at, numel))
-                made[name] = self.join(name, flat.torch_dtype, shape, chunks, (numel,))
-                at += numel + padding
+                made[name] = self._from_slices(name, shape, [flat], at)
+                at += math.prod(shape) + padding
             if -(-at // unit) != -(-flat.numel // unit):
                 raise self._model.not_of_one_save(
                     f"the parameters of group {number:,} have {shown(at)} elements, and the flat "
@@ -181,21 +168,19 @@ class ZeroContainer(RankFilesContainer):
         return made
 
     def _from_slices(self, name: str, shape: Shape, flats: list[Flat], at: int) -> Joined:
-        """Return a tensor of which each rank has a slice at the same place of its flat buffer."""
+        """Return a tensor of which each flat buffer has a slice, at the same place in all."""
         numel = math.prod(shape)
         each = -(-numel // len(flats))
         chunks: list[Chunk] = []
         for begin, flat in zip(range(0, numel, each or 1), flats, strict=False):
             count = min(each, numel - begin)
-            self._check_inside(name, at + count, flat)
+            if at + count > flat.numel:
+                raise self._model.not_of_one_save(
+                    f"{shown(name)} ends at element {shown(at + count)} of a flat buffer of "
+                    f"{flat.numel:,}"
+                )
             chunks += flat.runs(at, count, begin)
         return self.join(name, flats[0].torch_dtype, shape, chunks, (numel,))
-
-    def _check_inside(self, name: str, stop: int, flat: Flat) -> None:
-        if stop > flat.numel:
-            raise self._model.not_of_one_save(
-                f"{shown(name)} ends at element {shown(stop)} of a flat buffer of {flat.numel:,}"
-            )
 
     def _frozen_slices(self, models: dict[int, str], count: int) -> dict[str, Joined]:
         """Return the parameters of stage 3 that are not trained."""
@@ -310,7 +295,7 @@ class UniversalZeroContainer(ZeroContainer):
         """Return what the optimizer has of a parameter, if that is asked for."""
         if name not in around.names:
             raise FormatError(f"{shown(name)} has no directory in {UNIVERSAL}. Fetch it.")
-        if not self._optimizer:
+        if not self._opener.optimizer:
             return []
         with contextlib.closing(around.within(name)) as own:
             stems = [each.removesuffix(".pt") for each in own.names if each.endswith(".pt")]
@@ -326,8 +311,7 @@ class UniversalZeroContainer(ZeroContainer):
                 f"{shown(self._model_name)}",
                 path=place,
             )
-        box = Chunk((0,) * len(spec.shape), spec.shape, place, closed(spec, place))
-        return self.join(name, spec.torch_dtype, shape, [box] if spec.numel else [], spec.shape)
+        return self.alone(name, spec, place, shape)
 
     def close(self) -> None:
         super().close()
@@ -335,9 +319,7 @@ class UniversalZeroContainer(ZeroContainer):
             self._below.close()
 
 
-def open_zero(
-    folder: Folder, limits: Limits, open_container: OpenContainer, *, optimizer: bool = False
-) -> ZeroContainer:
+def open_zero(folder: Folder, opener: Opener) -> ZeroContainer:
     """Return the checkpoint of ZeRO that a directory is."""
     kind = UniversalZeroContainer if UNIVERSAL in folder.names else ZeroContainer
-    return kind(folder, limits, open_container, optimizer=optimizer)
+    return kind(folder, opener)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 from torchzip.dtypes import DTYPES
 from torchzip.errors import FormatError, TorchZipError, UnsupportedError, listed, shown
-from torchzip.formats.rank_files import check_dense, check_shape
+from torchzip.formats.rank_files import check_dense, check_shape, lacking
 from torchzip.limits import is_number
 from torchzip.tensors.specs import Shape, TensorSpec, read_view
 
@@ -22,8 +21,6 @@ _REFUSED = (
     (re.compile(r"layer_\d+_expert_\d+_.*|expp_rank_\d+_.*", re.ASCII), "experts of a mixture"),
     (re.compile(r"layer_\d+-model_.*", re.ASCII), "layers of a pipeline"),
 )
-#: Missing files that an error names.
-_MOST_LISTED = 5
 
 
 def is_zero(names: list[str]) -> bool:
@@ -78,12 +75,7 @@ def _add_file(found: dict[int, str], name: str, rank: int, part: int) -> None:
 def _lacking(found: dict[int, str], count: int) -> FormatError:
     """Return the error of a directory that does not have a file of each of so many ranks."""
     rank, name = next(iter(found.items()))
-    pattern = name.replace(f"pp_rank_{rank}_", "pp_rank_{}_", 1)
-    lacking = islice((each for each in range(count) if each not in found), _MOST_LISTED)
-    return FormatError(
-        f"the directory lacks the files of {count - len(found):,} of {count:,} ranks, among them "
-        f"{listed([pattern.format(each) for each in lacking])}. Fetch them."
-    )
+    return lacking(found, count, name.replace(f"pp_rank_{rank}_", "pp_rank_{}_", 1))
 
 
 class States:
@@ -185,7 +177,10 @@ class States:
         made: dict[str, list[TensorSpec]] = {}
         for key in rows[0] if rows else ():
             values = [row.get(key) for row in rows]
-            if type(key) is str and all(map(_is_moment, values, flats)):
+            if type(key) is str and all(
+                type(value) is TensorSpec and len(value.shape) == 1 and value.numel >= flat.numel
+                for value, flat in zip(values, flats, strict=True)
+            ):
                 made[key] = values
         return made
 
@@ -202,10 +197,6 @@ class States:
                 return None
             return float(read_view(held, (), (), held.storage_offset))
         return float(held) if is_number(held) else None
-
-
-def _is_moment(value: Any, flat: TensorSpec) -> bool:
-    return type(value) is TensorSpec and len(value.shape) == 1 and value.numel >= flat.numel
 
 
 def check_optimizers(ranks: Sequence[States], names: Sequence[str]) -> None:

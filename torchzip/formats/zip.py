@@ -47,6 +47,18 @@ class RecordOpener(StorageOpener):
         return self._open(f"data/{key}", measure)
 
 
+def checked_blocks(archive: ZipReader, name: str) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a record in order; raise ArchiveError at the end if its CRC is another."""
+    span, crc = archive.stored_span(name), archive.entry(name).crc
+    found = 0
+    for block in archive.inflate(name) if span is None else read_blocks(archive.source, *span):
+        yield block
+        if crc:
+            found = crc32(block, found)
+    if crc and found != crc:
+        raise wrong_crc(found, crc, name, archive.source.name)
+
+
 OF_ANY_RELEASE = frozenset(["data.pkl", "version", ".data/version", ".data/serialization_id"])
 
 
@@ -190,19 +202,11 @@ class ZipContainer(ZipFormat, FileContainer):
     def check_record(self, name: str) -> RecordCheck:
         """Read one record from end to end and compare its CRC."""
         entry = self.archive.entry(name)
-        span = self.archive.stored_span(name)
-        blocks: Iterator[bytes | memoryview]
-        blocks = self.archive.inflate(name) if span is None else read_blocks(self.source, *span)
-        found = 0
         is_first = entry.nbytes <= self._limits.pickle_nbytes
-        for block in blocks:
+        for block in checked_blocks(self.archive, name):
             if is_first and may_be_pickle(bytes(block[:HEAD_NBYTES])):
                 self._suspects.append(name)
             is_first = False
-            if entry.crc:
-                found = crc32(block, found)
-        if entry.crc and found != entry.crc:
-            raise wrong_crc(found, entry.crc, name, self.name)
         return RecordCheck(name, entry.nbytes, bool(entry.crc) or not entry.nbytes)
 
     def check_records(self) -> Iterator[RecordCheck]:

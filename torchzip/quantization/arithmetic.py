@@ -7,7 +7,7 @@ function here gets blocks of codes and of what goes with them, and may write int
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -87,14 +87,21 @@ def computed(
     return fresh_spec(dtype, (rows, *row), storage)
 
 
-def stacked(dtype: str, specs: Sequence[TensorSpec], leading: Shape) -> TensorSpec:
-    """Return tensors of one shape as one with more axes before theirs."""
-    shape = specs[0].shape
-    parts = [
-        ((number, *(0,) * len(shape)), reshaped(spec, (1, *shape)))
-        for number, spec in enumerate(specs)
+def of_each(
+    make: Callable[..., TensorSpec], dtype: str, shape: Shape, *parts: Part | None
+) -> TensorSpec:
+    """Return what ``make`` gives of the last two axes of parts, one by one of those before.
+
+    That is of each expert, mostly. ``shape`` is that of all together; a part may be missing.
+    """
+    count, matrix = math.prod(shape[:-2]), shape[-2:]
+    flat = [None if part is None else part.reshaped(count, *part.shape[-2:]) for part in parts]
+    made = [
+        make(*(None if part is None else part.at(number) for part in flat))
+        for number in range(count)
     ]
-    return reshaped(joined(dtype, (len(specs), *shape), parts), (*leading, *shape))
+    boxes = [((number, 0, 0), reshaped(spec, (1, *matrix))) for number, spec in enumerate(made)]
+    return reshaped(joined(dtype, (count, *matrix), boxes), shape)
 
 
 class Numbers:
@@ -212,28 +219,14 @@ def scaled(
         if each.shape != needed:
             raise misfit(each, codes, f"{list(needed)}, for {blocks},")
     count = math.prod(leading)
-    function = Scaled(*block, numbers)
     if count == 1 or rows % block[0] == 0:
         flat = [Operand(codes.reshaped(count * rows, inner))]
         flat += [
             Operand(each.reshaped(count * needed[-2], needed[-1]), block[0]) for each in companions
         ]
-        made = computed(function, flat, dtype, count * rows, (columns,))
+        made = computed(Scaled(*block, numbers), flat, dtype, count * rows, (columns,))
         return reshaped(made, (*leading, rows, columns))
-    each_alone = [
-        computed(
-            function,
-            [
-                Operand(codes.reshaped(count, rows, inner).at(number)),
-                *(
-                    Operand(part.reshaped(count, *needed[-2:]).at(number), block[0])
-                    for part in companions
-                ),
-            ],
-            dtype,
-            rows,
-            (columns,),
-        )
-        for number in range(count)
-    ]
-    return stacked(dtype, each_alone, tuple(leading))
+    return of_each(
+        lambda codes, scale, zero: scaled(codes, scale, block, dtype, numbers=numbers, zero=zero),
+        dtype, (*leading, rows, columns), codes, scale, zero,
+    )  # fmt: skip

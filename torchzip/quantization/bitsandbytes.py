@@ -119,7 +119,7 @@ def _nested(found: Found, codes: Part, state: Mapping[str, Any], where: Part) ->
     offset = state.get("nested_offset")
     if not isinstance(offset, int | float):
         raise FormatError(f"{where}: a nested_offset of {shown(offset)}; a number was expected")
-    absmax, table = found.part(".nested_absmax"), found.part(".nested_quant_map")
+    absmax, table = found.parts.get(".nested_absmax"), found.parts.get(".nested_quant_map")
     if absmax is None or table is None:
         raise FormatError(
             f"{codes} are codes themselves, and '.nested_absmax' or '.nested_quant_map' of "

@@ -57,10 +57,6 @@ def block_text(block: tuple[int, int], shape: tuple[int, ...]) -> str:
     return f"{block[0]}x{block[1]} blocks" if block[0] > 1 else f"groups of {block[1]}"
 
 
-def _kind_text(dtype: str) -> str:
-    return "int8" if dtype == "int8" else "fp8" if dtype == "float8_e4m3fn" else dtype
-
-
 def block_of(codes: Part, scale: Part, told: tuple[int, int] | None) -> tuple[int, int]:
     """Return the rows and columns that one scale is for.
 
@@ -112,7 +108,7 @@ def _told(found: Found) -> tuple[int, int] | None:
 
 def with_scale(found: Found, ending: str) -> Plain:
     """Return codes times what the name with an ending has."""
-    codes, scale, zero = found.codes, found.parts[ending], found.part("_zero_point")
+    codes, scale, zero = found.codes, found.parts[ending], found.parts.get("_zero_point")
     check_dtype(scale, codes, "float", "uint8")
     if scale.dtype == "uint8" and ending == "scale_weight":
         raise misfit(scale, codes, "a scale of floats")
@@ -126,14 +122,15 @@ def with_scale(found: Found, ending: str) -> Plain:
     if zero is not None:
         zero = zero.reshaped(*scale.shape) if zero.spec.numel == scale.spec.numel else zero
     spec = scaled(flat, scale, block, "bfloat16", zero=zero)
-    text = f"{_kind_text(codes.dtype)}, {block_text(block, codes.shape)}"
+    kind = "fp8" if codes.dtype == "float8_e4m3fn" else codes.dtype
+    text = f"{kind}, {block_text(block, codes.shape)}"
     made = reshaped(spec, codes.shape)
     return Plain(text, "bfloat16", lambda: made)
 
 
 def _int8_of_bitsandbytes(found: Found) -> Plain:
     codes, scale = found.codes, found.parts["SCB"]
-    layout = found.part("weight_format")
+    layout = found.parts.get("weight_format")
     if len(codes.shape) != 2 or scale.shape != codes.shape[:1]:
         raise misfit(scale, codes, f"{list(codes.shape[:1])}, one for a row,")
     check_dtype(scale, codes, "float")
@@ -142,13 +139,9 @@ def _int8_of_bitsandbytes(found: Found) -> Plain:
         if layout is not None and read_small(layout).any():
             raise misfit(layout, codes, "0, which is rows as they are,")
         operands = [Operand(codes), Operand(scale.reshaped(-1, 1))]
-        return computed(times_127th, operands, "bfloat16", *_rows(codes))
+        return computed(times_127th, operands, "bfloat16", codes.shape[0], codes.shape[1:])
 
     return Plain("int8, one scale a row", "bfloat16", make)
-
-
-def _rows(codes: Part) -> tuple[int, tuple[int, ...]]:
-    return codes.shape[0], codes.shape[1:]
 
 
 def times_127th(blocks: list[Array], first: int, stop: int) -> Array:

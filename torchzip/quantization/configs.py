@@ -23,7 +23,7 @@ from typing import Any
 from torchzip.checkpoint.lazy import Checkpoint, place_beside
 from torchzip.container.json_objects import parse_json
 from torchzip.errors import FormatError, shown
-from torchzip.limits import DEFAULT_LIMITS, Limits
+from torchzip.limits import DEFAULT_LIMITS
 
 #: The files that are looked for beside the weights, in this order.
 _FILES = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -157,9 +157,7 @@ def plain_config(name: str, raw: bytes) -> bytes | None:
     return raw if plain == values else json.dumps(plain, indent=2).encode() + b"\n"
 
 
-def parse_config(
-    config: Mapping[str, Any] | str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS
-) -> QuantizationConfig:
+def parse_config(config: Mapping[str, Any] | str | os.PathLike[str]) -> QuantizationConfig:
     """Return the config that a user gives: a mapping, or the path of a JSON file with one."""
     if isinstance(config, Mapping):
         found = _config_in(config)
@@ -168,7 +166,7 @@ def parse_config(
         raise TypeError(f"config is a mapping or a path, not {type(config).__name__}")
     path = os.fsdecode(config)
     with open(path, "rb") as file:
-        values = parse_json(file.read(), "the config", path, limits=limits)
+        values = parse_json(file.read(), "the config", path, limits=DEFAULT_LIMITS)
     found = _config_in(values)
     if found is None:
         raise FormatError("the file has no quantization_config", path=path)

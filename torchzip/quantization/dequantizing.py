@@ -186,10 +186,11 @@ def _refuse_parts(left: Mapping[str, Any], config: QuantizationConfig) -> None:
     dtypes = {name: held.torch_dtype for name, held in left.items() if isinstance(held, LazyTensor)}
     for name, dtype in dtypes.items():
         _refuse_without(name, dtype, left)
+    method = f" ({shown(config.method)} in {config.where})" if config.method else ""
     for name, scale in codes_among(dtypes).items():
         raise UnsupportedError(
             f"{shown(name)} ({dtypes[name]}) and {shown(scale)} ({dtypes[scale]}) are codes and "
-            f"their scale, of a scheme that is not known{_method_text(config)}; no scheme of "
+            f"their scale, of a scheme that is not known{method}; no scheme of "
             "torchzip has these names and dtypes"
         )
     for name, dtype in dtypes.items():
@@ -222,10 +223,6 @@ def _refuse_without(name: str, dtype: str, left: Mapping[str, Any]) -> None:
         raise FormatError(
             f"{shown(name)} ({dtype}) are codes of a weight, and {shown(missing[0])} is not there"
         )
-
-
-def _method_text(config: QuantizationConfig) -> str:
-    return f" ({shown(config.method)} in {config.where})" if config.method else ""
 
 
 def _weight_of(name: str) -> str:

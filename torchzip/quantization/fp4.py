@@ -131,25 +131,24 @@ def packed_fp4(
     return scaled(codes, scale, (1, size), "bfloat16", numbers=Fp4()), text
 
 
-def _compressed(found: Found) -> Plain:
-    common = found.part("_global_scale")
-    spec, text = packed_fp4(found.codes, found.parts["_scale"], common, divides=True)
-    return Plain(text, "bfloat16", lambda: spec)
-
-
-def _deepseek(found: Found) -> Plain:
-    spec, text = packed_fp4(found.codes, found.parts["_scale_inv"])
-    return Plain(text, "bfloat16", lambda: spec)
-
-
-def _modelopt(found: Found) -> Plain:
-    spec, text = packed_fp4(found.codes, found.parts["_scale"], found.parts["_scale_2"])
+def _packed(found: Found, scale: str, common: str = "", *, divides: bool = False) -> Plain:
+    parts = found.parts
+    spec, text = packed_fp4(found.codes, parts[scale], parts.get(common), divides=divides)
     return Plain(text, "bfloat16", lambda: spec)
 
 
 SCHEMES = (
     Scheme("_blocks", ("uint8",), ("_scales",), _gpt_oss),
-    Scheme("_packed", ("uint8",), ("_scale",), _compressed, may_have=("_global_scale",)),
-    Scheme("", ("uint8",), ("_scale", "_scale_2"), _modelopt),
-    Scheme("", ("int8", "float4_e2m1fn_x2"), ("_scale_inv",), _deepseek),
-)
+    Scheme(
+        "_packed", ("uint8",), ("_scale",),
+        lambda found: _packed(found, "_scale", "_global_scale", divides=True),
+        may_have=("_global_scale",),
+    ),
+    Scheme(
+        "", ("uint8",), ("_scale", "_scale_2"), lambda found: _packed(found, "_scale", "_scale_2")
+    ),
+    Scheme(
+        "", ("int8", "float4_e2m1fn_x2"), ("_scale_inv",),
+        lambda found: _packed(found, "_scale_inv"),
+    ),
+)  # fmt: skip

@@ -21,10 +21,8 @@ AWQ are transposed to [out, in], and have the dtype of their scales.
 
 from __future__ import annotations
 
-import math
-
 from torchzip.errors import UnsupportedError, shown
-from torchzip.quantization.arithmetic import Numbers, Part, check_dtype, misfit, stacked
+from torchzip.quantization.arithmetic import Numbers, Part, check_dtype, misfit, of_each
 from torchzip.quantization.scheme import Found, Plain, Scheme, read_small
 from torchzip.quantization.words import Packed, grouped, packed_rows
 from torchzip.tensors.specs import TensorSpec
@@ -67,30 +65,19 @@ def _compressed_weight(found: Found, bits: int | None) -> TensorSpec:
         bits = fits[0] if fits else 0
     if not 1 <= bits <= 8 or _words(columns, bits) != codes.shape[-1]:
         raise misfit(codes, held, f"{_words(columns, bits or 4):,} words a row")
-    zero, index = found.part("_zero_point"), found.part("_g_idx")
+    zero, index = found.parts.get("_zero_point"), found.parts.get("_g_idx")
     if scale.spec.numel == 1:
-        scale = _spread(scale, (*shape[:-1], 1))
+        one = scale.reshaped(*(1,) * len(shape)).spec
+        scale = Part(scale.name, broadcast_spec(one, (*shape[:-1], 1)))
     if len(shape) == 2:
         return _compressed_matrix(codes, scale, zero, index, bits, columns)
     for each in (scale, zero):
         if each is not None and (len(each.shape), each.shape[:-2]) != (len(shape), shape[:-2]):
             raise misfit(each, codes, f"{list(shape[:-2])} before the last two axes")
-    count = math.prod(shape[:-2])
-    codes, scale = (each.reshaped(count, *each.shape[-2:]) for each in (codes, scale))
-    if zero is not None:
-        zero = zero.reshaped(count, *zero.shape[-2:])
-    experts = [
-        _compressed_matrix(
-            codes.at(each), scale.at(each), None if zero is None else zero.at(each), index, bits,
-            columns,
-        )
-        for each in range(count)
-    ]  # fmt: skip
-    return stacked("bfloat16", experts, shape[:-2])
-
-
-def _spread(part: Part, shape: tuple[int, ...]) -> Part:
-    return Part(part.name, broadcast_spec(part.reshaped(*(1,) * len(shape)).spec, shape))
+    return of_each(
+        lambda codes, scale, zero: _compressed_matrix(codes, scale, zero, index, bits, columns),
+        "bfloat16", shape, codes, scale, zero,
+    )  # fmt: skip
 
 
 def _compressed_matrix(
@@ -149,7 +136,7 @@ def _gptq(found: Found, bits: int) -> Plain:
     size = found.config.number("group_size")
     if size is None or -(-columns // size) != groups:
         size = None
-    index = found.part("g_idx")
+    index = found.parts.get("g_idx")
     spec = grouped(
         codes.permuted(1, 0), scale.permuted(1, 0), scale.dtype, Packed(bits, columns), size=size,
         zero=zero, index=index if index is not None and index.spec.numel else None,

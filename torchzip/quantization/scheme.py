@@ -53,9 +53,6 @@ class Found:
     #: Ask for the layout that a loader wants which does not transpose experts (gpt-oss).
     transposes: bool = True
 
-    def part(self, ending: str) -> Part | None:
-        return self.parts.get(ending)
-
 
 @dataclass(frozen=True, slots=True)
 class Scheme:

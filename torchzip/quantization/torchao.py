@@ -31,6 +31,7 @@ from torchzip.checkpoint.lazy_tensor import LazyTensor
 from torchzip.container.json_objects import parse_json
 from torchzip.dtypes import DTYPES
 from torchzip.errors import FormatError, UnsupportedError, shown
+from torchzip.formats.rank_parts import wrapper_subclass
 from torchzip.leaf_types import Dtype, ForeignObject
 from torchzip.quantization.arithmetic import Part, check_dtype, misfit, scaled
 from torchzip.quantization.fp4 import packed_fp4, rescaled
@@ -38,7 +39,6 @@ from torchzip.quantization.scheme import Plain
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.views import sliced
 
-_CALL = ("torch._utils", "_rebuild_wrapper_subclass")
 _BY_BLOCKS = ("Float8Tensor", "Int8Tensor", "IntxUnpackedToInt8Tensor")
 _KNOWN = (*_BY_BLOCKS, "MXTensor", "NVFP4Tensor")
 #: Parts that no weight is made from.
@@ -83,14 +83,10 @@ def wrappers(
 
 def _of_call(name: str, call: ForeignObject, tensors: Mapping[str, Any]) -> Wrapper | None:
     """Return the tensor that a call of ``_rebuild_from_type_v2`` makes; None if not of torchao."""
-    args = call.args or ()
-    if len(args) != 4 or not isinstance(args[0], ForeignObject):
+    made = wrapper_subclass(call)
+    if made is None or not made[0].module.startswith("torchao."):
         return None
-    (function, kind, arguments, state) = args
-    if (function.module, function.name) != _CALL or not isinstance(kind, ForeignObject):
-        return None
-    if not kind.module.startswith("torchao."):
-        return None
+    kind, arguments, state = made
     if not (isinstance(state, dict) and isinstance(arguments, tuple) and len(arguments) > 1):
         raise FormatError(f"{shown(name)}: a {kind.name} without its attributes")
     dtype = arguments[1]

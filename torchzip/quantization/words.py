@@ -122,14 +122,13 @@ class Grouped:
     size: int
     numbers: Numbers
     name: str
-    has_zero: bool
 
     def __call__(self, blocks: list[Array], first: int, stop: int) -> Array:
-        values = self.numbers(blocks[0])
-        scale, index = blocks[1], blocks[-1][0]
+        codes, scale, *zero, (index,) = blocks
+        values = self.numbers(codes)
         if np.array_equal(index, np.arange(index.size) // self.size):
-            if self.has_zero:
-                in_blocks(np.subtract, values, blocks[2], self.size)
+            if zero:
+                in_blocks(np.subtract, values, zero[0], self.size)
             in_blocks(np.multiply, values, scale, self.size)
             return values
         if index.min() < 0 or index.max() >= scale.shape[1]:
@@ -137,8 +136,8 @@ class Grouped:
                 f"{shown(self.name)} has numbers of groups from {index.min():,} to "
                 f"{index.max():,}; there are {scale.shape[1]:,} groups"
             )
-        if self.has_zero:
-            values -= blocks[2][:, index]
+        if zero:
+            values -= zero[0][:, index]
         values *= scale[:, index]
         return values
 
@@ -177,5 +176,4 @@ def grouped(
     operands = [Operand(codes), Operand(scale)]
     operands += [] if zero is None else [Operand(zero)]
     operands += [Operand(index.reshaped(1, columns), rows)]
-    function = Grouped(size, numbers, index.name, zero is not None)
-    return computed(function, operands, dtype, rows, (columns,))
+    return computed(Grouped(size, numbers, index.name), operands, dtype, rows, (columns,))

@@ -10,7 +10,8 @@ import json
 from typing import Any, NamedTuple
 
 from torchzip.container.damaged.marks import past_the_end
-from torchzip.container.safetensors import METADATA, TensorEntry, parse_entry, read_header
+from torchzip.container.safetensors import METADATA, parse_entry, read_header
+from torchzip.container.tensor_entry import TensorEntry
 from torchzip.errors import LimitError, TorchZipError, shown
 from torchzip.files.source import Source
 from torchzip.limits import Limits

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 from torchzip.container.damaged.marks import past_the_end
 from torchzip.container.damaged.safetensors import read_damaged_header
-from torchzip.container.safetensors import TensorEntry
 from torchzip.errors import shown
 from torchzip.files.source import Source
-from torchzip.formats.base import PlainContainer
+from torchzip.formats.base import NamedTensorsContainer, PlainContainer
 from torchzip.formats.damaged.storages import LostStorage, SalvagedContainer
 from torchzip.formats.legacy import LegacyContainer
 from torchzip.formats.safetensors import SafetensorsContainer
@@ -117,24 +116,20 @@ class DamagedSafetensors(_DamagedPlain, SafetensorsContainer):
     """A safetensors file whose tensors are not where they should be; its JSON has to be whole."""
 
     def __init__(self, source: Source, limits: Limits) -> None:
-        self._lost: dict[str, str] = {}
-        super().__init__(source, limits)
-        self.unverified = {
-            entry.name
-            for entry in self._entries
-            if entry.begin < entry.end and entry.name not in self._lost
-        }
-        self.end = max((entry.end for entry in self._entries), default=source.size)
-        self.is_cut = self.end > source.size
-        if self.end < source.size:
-            self.notes += (f"{source.size - self.end:,} bytes after the last tensor are left out",)
-
-    def _parse_header(self, limits: Limits) -> tuple[list[TensorEntry], dict[str, str]]:
-        header = read_damaged_header(self.source, limits)
+        header = read_damaged_header(source, limits)
+        NamedTensorsContainer.__init__(self, source, header.entries, header.metadata)
         self._lost = header.lost
         self.notes = (
             "a safetensors file has no CRCs: it is unknown whether names and values in it are "
             "right",
             *header.notes,
         )
-        return header.entries, header.metadata
+        self.unverified = {
+            entry.name
+            for entry in self.entries.values()
+            if entry.begin < entry.end and entry.name not in self._lost
+        }
+        self.end = max((entry.end for entry in self.entries.values()), default=source.size)
+        self.is_cut = self.end > source.size
+        if self.end < source.size:
+            self.notes += (f"{source.size - self.end:,} bytes after the last tensor are left out",)

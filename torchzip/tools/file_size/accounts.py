@@ -138,7 +138,7 @@ def _files(
     """Yield the files of a checkpoint whose storages are records of them; others have none."""
     container = checkpoint.container
     if isinstance(container, ShardedContainer):
-        for shard in container.shards:
+        for shard in container.containers.values():
             its = checkpoint_of(shard, checkpoint.limits)
             yield _Counted(made, its, outline(its, plain=False), kinds)
     elif isinstance(container, RankFilesContainer):
