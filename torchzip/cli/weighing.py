@@ -91,9 +91,10 @@ def _duplicates(found: WhyBig, where: Screen) -> Iterator[str]:
     if not found.duplicates:
         return
     spare = sum(each.spare_nbytes for each in found.duplicates)
+    if spare < found.nbytes * _NOTABLE:  # counters and the like
+        yield f"{nbytes_text(spare)} are stored more than once; --json says by which tensors"
+        return
     yield where.bold(f"storages with the same bytes ({nbytes_text(spare)} more than once)")
-    if spare < found.nbytes * _NOTABLE:
-        return  # counters and the like
     rows = [
         [
             nbytes_text(each.spare_nbytes),
