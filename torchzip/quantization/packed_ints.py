@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 
-from torchzip.errors import UnsupportedError, shown
+from torchzip.errors import FormatError, UnsupportedError, shown
 from torchzip.quantization.arithmetic import Numbers, Part, check_dtype, misfit, stacked
 from torchzip.quantization.scheme import Found, Plain, Scheme, read_small
 from torchzip.quantization.words import Packed, grouped, packed_rows
@@ -62,14 +62,21 @@ def _compressed_weight(found: Found, bits: int | None) -> TensorSpec:
                      f"{list(shape)}, and that")  # fmt: skip
     columns = shape[-1]
     if bits is None:
-        fits = [each for each in (4, 8, 2, 3, 5, 6, 7, 1)
-                if _words(columns, each) == codes.shape[-1]]  # fmt: skip
+        fits = [each for each in range(1, 9) if _words(columns, each) == codes.shape[-1]]
+        if len(fits) > 1:
+            raise FormatError(
+                f"{codes} may be rows of {columns:,} codes of {' or '.join(map(str, fits))} bits; "
+                "num_bits in the quantization_config says which, and there is none. It is looked "
+                "for in the config.json beside the weights"
+            )
         bits = fits[0] if fits else 0
     if not 1 <= bits <= 8 or _words(columns, bits) != codes.shape[-1]:
         raise misfit(codes, held, f"{_words(columns, bits or 4):,} words a row")
     zero, index = found.part("_zero_point"), found.part("_g_idx")
     if scale.spec.numel == 1:
         scale = _spread(scale, (*shape[:-1], 1))
+        if zero is not None and zero.spec.numel == 1 and zero.dtype != "int32":
+            zero = _spread(zero, (*shape[:-1], 1))
     if len(shape) == 2:
         return _compressed_matrix(codes, scale, zero, index, bits, columns)
     for each in (scale, zero):
