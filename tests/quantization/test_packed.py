@@ -40,6 +40,7 @@ CASES: dict[str, Any] = {
     "compressed, experts": lambda: packers.compressed(4, (3, 13, 64), 16, zero=True),
     "gpt-oss": lambda: packers.gpt_oss((3,), 50, 5),
     "gpt-oss, one": lambda: packers.gpt_oss((), 7, 1),
+    "gpt-oss, no rows": lambda: packers.gpt_oss((2,), 0, 3),
     "gpt-oss, more axes": lambda: packers.gpt_oss((2, 2), 6, 3),
     "mxfp6": lambda: packers.mxfp6((33, 96)),
     "mxfp6, experts": lambda: packers.mxfp6((2, 5, 64)),
@@ -140,6 +141,13 @@ _INT4 = packers.compressed(4, (9, 64), 16)[0]
 _NARROW = packers.compressed(3, (9, 20), None)[0]
 _MXFP6 = packers.mxfp6((30, 96))[0]
 _NVFP4 = packers.nvfp4((30, 80), modelopt=False)[0]
+
+
+def _weights(**values: Any) -> dict[str, Any]:
+    """Return the config of compressed-tensors with what it says of weights."""
+    return {"config_groups": {"g": {"targets": ["Linear"], "weights": values}}}
+
+
 _STATE = "a.weight.quant_state.bitsandbytes__nf4"
 #: What is refused: the tensors, and words of the message.
 REFUSED: dict[str, tuple[Parts, list[str]]] = {
@@ -205,6 +213,8 @@ def test_refused(case: str) -> None:
         (_GPTQ, {"bits": 8}, "8 bits"),
         (_GPTQ, {"checkpoint_format": "marlin"}, "marlin"),
         (packers.awq(40, 96, 32)[0], {"version": "gemv"}, "gemv"),
+        (_INT4, _weights(num_bits="4"), "num_bits is '4'"),
+        (_INT4, {"config_groups": {"g": {"targets": 5, "weights": {}}}}, "targets is 5"),
     ],
 )
 def test_configs_that_do_not_fit(parts: Parts, config: dict[str, Any], word: str) -> None:

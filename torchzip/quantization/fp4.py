@@ -112,9 +112,13 @@ def gpt_oss(codes: Part, scale: Part, *, transposes: bool) -> TensorSpec:
         return scaled(flat, scale, (1, _MX_GROUP), "bfloat16", numbers=Fp4())
     operands = [
         Operand(
-            codes.reshaped(count, rows, groups, 16).permuted(0, 2, 1, 3).reshaped(-1, rows, 16)
+            codes.reshaped(count, rows, groups, 16)
+            .permuted(0, 2, 1, 3)
+            .reshaped(count * groups, rows, 16)
         ),
-        Operand(scale.reshaped(count, rows, groups).permuted(0, 2, 1).reshaped(-1, rows)),
+        Operand(
+            scale.reshaped(count, rows, groups).permuted(0, 2, 1).reshaped(count * groups, rows)
+        ),
     ]
     made = computed(Swapped(), operands, "bfloat16", count * groups, (_MX_GROUP, rows))
     return reshaped(made, (*leading, groups * _MX_GROUP, rows))

@@ -44,7 +44,7 @@ def _compressed(found: Found) -> Plain:
     check_dtype(scale, codes, "float")
     check_dtype(shape, codes, "int")
     told = found.config.weights_of(found.module)
-    bits = told.get("num_bits")
+    bits = found.config.number("num_bits", among=told)
     text = f"int{bits}" if bits else "packed ints"
     groups = scale.shape[-1] if scale.shape else 1
     return Plain(
