@@ -82,10 +82,11 @@ class Fp6Bytes(Numbers):
     """A number of 6 bits in each byte; the two highest bits of it are not used."""
 
     def __init__(self, name: str) -> None:
-        self._values = FP6_VALUES[name]
+        self._values: Array = FP6_VALUES[name]
 
     def __call__(self, codes: Array) -> Array:
-        return self._values[codes & 63]
+        values: Array = self._values[codes & 63]
+        return values
 
 
 @dataclass(frozen=True)
