@@ -382,7 +382,7 @@ def test_locations() -> None:
     assert isinstance(located("s3://bucket/key"), Location)
     assert located("c:/m.pt") == "c:/m.pt"
     assert located("file://localhost/m.pt") == located("file:///m.pt")
-    with pytest.raises(ValueError, match="host 'data'.*three slashes"):
+    with pytest.raises(ValueError, match=r"host 'data'.*three slashes"):
         located("file://data/m.pt")
     assert located(b"x") == b"x"
     shown = Location("https://user:key@host/m.pt?sig=SECRET#x", {"key": "SECRET"})

@@ -307,6 +307,10 @@ REFUSED: dict[str, tuple[dict[str, Array], dict[str, Any], list[str]]] = {
         _pair(_MODULE) | {f"{_MODULE}.lora_C.weight": random(4, 4)}, {},
         ["lora_C.weight", "is not in the base"],
     ),
+    "experts": (
+        _pair("mlp.experts"), {"target_parameters": ["mlp.experts.gate_up_proj"]},
+        ["experts.lora_A", "target_parameters other than a weight"],
+    ),
     "lora_ga": (_pair(_MODULE), {"init_lora_weights": "lora_ga"}, ["'lora_ga'"]),
     "an alpha without end": (_pair(_MODULE), {"lora_alpha": float("inf")}, ["lora_alpha is inf"]),
     "half a rank": (

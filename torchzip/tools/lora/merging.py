@@ -199,6 +199,8 @@ class _Plan:
             if name is None:
                 name, other = self._names.find(module.name)  # a parameter that is not a weight
                 reason = reason if name is None else other
+                if name is None and (adapter.config or {}).get("target_parameters"):
+                    reason += ", or one of target_parameters other than a weight; none is merged"
             reasons = dict.fromkeys(left, reason)
             if name is not None:
                 held = self._weight(name, module)
