@@ -108,6 +108,18 @@ class Stingy(io.RawIOBase):
         return len(part)
 
 
+def test_a_pipe_says_what_to_do() -> None:
+    """Buffered or not; the message of the system is "Illegal seek" alone, without a file."""
+    for buffering in (-1, 0):
+        reading, writing = os.pipe()
+        os.close(writing)
+        with (
+            os.fdopen(reading, "rb", buffering) as pipe,
+            pytest.raises(OSError, match=r"cannot seek.*io\.BytesIO"),
+        ):
+            FileObjectSource(pipe)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Return the path of a file of the data."""

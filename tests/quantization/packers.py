@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from torchzip.quantization.arithmetic import FP4_VALUES
+from torchzip.quantization.fp4 import FP6_VALUES
 
 Array = np.ndarray[Any, Any]
 Parts = dict[str, Array]
@@ -115,6 +116,16 @@ def gpt_oss(leading: tuple[int, ...], rows: int, groups: int, seed: int = 0) -> 
     weight = numbers * np.ldexp(np.float32(1), scales.astype(np.int32) - 127)[..., None]
     made = weight.reshape(*leading, rows, groups * 32).swapaxes(-1, -2).astype(BF16)
     return {"e.gate_up_proj_blocks": blocks, "e.gate_up_proj_scales": scales}, made
+
+
+def mxfp6(shape: tuple[int, ...], seed: int = 0) -> tuple[Parts, Array]:
+    """Return a layer of MXFP6, of compressed-tensors, and its weight."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 64, shape)
+    scales = rng.integers(110, 140, (*shape[:-1], shape[-1] // 32)).astype(np.uint8)
+    wide = np.repeat(np.ldexp(np.float32(1), scales.astype(np.int32) - 127), 32, -1)
+    weight = (FP6_VALUES["fp6_e2m3"][codes] * wide).astype(BF16)
+    return {"a.weight_packed": packed(codes, 6).view(np.uint8), "a.weight_scale": scales}, weight
 
 
 def nvfp4(shape: tuple[int, ...], *, modelopt: bool, seed: int = 0) -> tuple[Parts, Array]:

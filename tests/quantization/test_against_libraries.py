@@ -92,6 +92,10 @@ COMPRESSED: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 16},
         (37, 64),
     ),
+    "int4, one zero point": (
+        "pack-quantized",
+        {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "tensor"}, (9, 20),
+    ),
     "int8": ("int-quantized", _INT | {"num_bits": 8, "strategy": "channel"}, (33, 45)),
     "int8, zero points": (
         "int-quantized",
@@ -112,6 +116,10 @@ COMPRESSED: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "mxfp4": (
         "mxfp4-pack-quantized",
         {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}, (33, 64),
+    ),
+    "mxfp6": (
+        "mxfp6-pack-quantized",
+        {"num_bits": 6, "type": "float", "strategy": "group", "group_size": 32}, (33, 64),
     ),
     "mxfp8": (
         "mxfp8-quantized", _FLOAT | {"strategy": "group", "group_size": 32}, (33, 64),
@@ -192,6 +200,9 @@ def _torchao() -> dict[str, Any]:
     made = {
         "mx8": mx.to_mx(weight, torch.float8_e4m3fn, 32),
         "mx4": mx.to_mx(weight, torch.float4_e2m1fn_x2, 32),
+        "mx4, groups of 16": mx.to_mx(weight, torch.float4_e2m1fn_x2, 16),
+        "mx6": mx.to_mx(weight, "fp6_e2m3", 32),
+        "mx6, more exponent": mx.to_mx(weight.float(), "fp6_e3m2", 32),
         "nv": nv.to_nvfp4(weight),
         "nv, tiles": nv.to_nvfp4(weight, is_swizzled_scales=True),
         "nv, scaled": nv.to_nvfp4(weight, per_tensor_scale=torch.tensor(0.3)),

@@ -52,6 +52,13 @@ def mxfp4(experts: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     }
 
 
+def mxfp6(size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {
+        "a.weight_packed": ("U8", (size, size * 3 // 4)),
+        "a.weight_scale": ("U8", (size, size // 32)),
+    }
+
+
 def gptq(out: int, inner: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {
         "a.qweight": ("I32", (inner // 8, out)),
@@ -65,6 +72,7 @@ def gptq(out: int, inner: int) -> dict[str, tuple[str, tuple[int, ...]]]:
 CASES = {
     "fp8, 4096 x 4096": (fp8(4096), 60),
     "mxfp4, 134 MB": (mxfp4(4), 100),
+    "mxfp6, 8192 x 8192": (mxfp6(8192), 100),
     "gptq, 8192 x 8192": (gptq(8192, 8192), 100),
 }
 LARGE = {

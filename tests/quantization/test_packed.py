@@ -40,7 +40,10 @@ CASES: dict[str, Any] = {
     "compressed, experts": lambda: packers.compressed(4, (3, 13, 64), 16, zero=True),
     "gpt-oss": lambda: packers.gpt_oss((3,), 50, 5),
     "gpt-oss, one": lambda: packers.gpt_oss((), 7, 1),
+    "gpt-oss, no rows": lambda: packers.gpt_oss((2,), 0, 3),
     "gpt-oss, more axes": lambda: packers.gpt_oss((2, 2), 6, 3),
+    "mxfp6": lambda: packers.mxfp6((33, 96)),
+    "mxfp6, experts": lambda: packers.mxfp6((2, 5, 64)),
     "nvfp4, modelopt": lambda: packers.nvfp4((30, 80), modelopt=True),
     "nvfp4, modelopt, experts": lambda: packers.nvfp4((3, 30, 80), modelopt=True),
     "nvfp4, compressed": lambda: packers.nvfp4((30, 80), modelopt=False),
@@ -145,7 +148,16 @@ _NF4 = packers.bitsandbytes((33, 48), 64, "bfloat16", nested=False)[0]
 _NESTED = packers.bitsandbytes((33, 48), 64, "bfloat16", nested=True)[0]
 _OSS = packers.gpt_oss((3,), 50, 5)[0]
 _INT4 = packers.compressed(4, (9, 64), 16)[0]
+_NARROW = packers.compressed(3, (9, 20), None)[0]
+_MXFP6 = packers.mxfp6((30, 96))[0]
 _NVFP4 = packers.nvfp4((30, 80), modelopt=False)[0]
+
+
+def _weights(**values: Any) -> dict[str, Any]:
+    """Return the config of compressed-tensors with what it says of weights."""
+    return {"config_groups": {"g": {"targets": ["Linear"], "weights": values}}}
+
+
 _STATE = "a.weight.quant_state.bitsandbytes__nf4"
 #: What is refused: the tensors, and words of the message.
 REFUSED: dict[str, tuple[Parts, list[str]]] = {
@@ -181,6 +193,11 @@ REFUSED: dict[str, tuple[Parts, list[str]]] = {
     "int4, another shape": (
         _INT4 | {"a.weight_shape": np.array([9, 640])}, ["'a.weight_packed'", "'a.weight_shape'"],
     ),
+    "int3, or another": (_NARROW, ["'a.weight_packed'", "2 or 3 bits", "num_bits", "config.json"]),
+    "mx, groups of another size": (
+        _MXFP6 | {"a.weight_scale": np.ones((30, 2), "u1")},
+        ["'a.weight_scale'", "'a.weight_packed'", "groups of 32"],
+    ),
     "nvfp4, scales": (
         _NVFP4 | {"a.weight_scale": np.ones((29, 5), "f4")}, ["'a.weight_packed'", "[30, 5]"],
     ),
@@ -206,6 +223,8 @@ def test_refused(case: str) -> None:
         (_GPTQ, {"bits": 8}, "8 bits"),
         (_GPTQ, {"checkpoint_format": "marlin"}, "marlin"),
         (packers.awq(40, 96, 32)[0], {"version": "gemv"}, "gemv"),
+        (_INT4, _weights(num_bits="4"), "num_bits is '4'"),
+        (_INT4, {"config_groups": {"g": {"targets": 5, "weights": {}}}}, "targets is 5"),
     ],
 )
 def test_configs_that_do_not_fit(parts: Parts, config: dict[str, Any], word: str) -> None:

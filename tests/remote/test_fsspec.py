@@ -42,6 +42,24 @@ def test_both_ways(memory: Any, path: Path) -> None:
         tz.convert("memory://a/m.pt", "memory://b/", max_shard_size="90KB")
 
 
+def test_a_url_without_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its slashes stay, and folders that are not there are made, as stores need none.
+
+    Without them, ``local:/...`` would be a file below the current folder.
+    """
+    monkeypatch.chdir(tmp_path)
+    folder = f"local://{tmp_path.as_posix()}/new/run/"
+    report = tz.convert(_TENSORS, folder, max_shard_size="90KB")
+    assert report.files[0] == f"{folder}model-00001-of-00003.safetensors"
+    assert [each.name for each in tmp_path.iterdir()] == ["new"]
+    with tz.lazy_load(folder) as ckpt:
+        assert ckpt.path == f"{folder}model.safetensors.index.json"
+        assert np.array_equal(ckpt["t3"].numpy(), _TENSORS["t3"])
+    with pytest.raises(FileNotFoundError) as caught:
+        tz.load(f"{folder}no.pt")
+    assert caught.value.filename == f"{folder}no.pt"
+
+
 def test_a_changed_file(memory: Any) -> None:
     """The state of a file is asked for with each read."""
     tz.save({"a": np.zeros(1_000_000), "b": np.ones(1_000_000)}, "memory://m.pt")

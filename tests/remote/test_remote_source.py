@@ -381,6 +381,9 @@ def test_locations() -> None:
     """What is taken for a URL, and what is shown of it."""
     assert isinstance(located("s3://bucket/key"), Location)
     assert located("c:/m.pt") == "c:/m.pt"
+    assert located("file://localhost/m.pt") == located("file:///m.pt")
+    with pytest.raises(ValueError, match=r"host 'data'.*three slashes"):
+        located("file://data/m.pt")
     assert located(b"x") == b"x"
     shown = Location("https://user:key@host/m.pt?sig=SECRET#x", {"key": "SECRET"})
     assert shown.name == "https://host/m.pt"

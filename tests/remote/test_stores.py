@@ -449,6 +449,7 @@ def test_web_servers_are_read_only(store: Store) -> None:
     for write in (
         lambda: tz.save({}, "http://127.0.0.1:9/m.pt"),
         lambda: tz.incremental_save("https://127.0.0.1:9/m.pt"),
+        lambda: tz.save({}, "hf://nobody/nothing/m.pt"),
         lambda: tz.convert(store.url("m.pt"), "http://127.0.0.1:9/m.pt"),
     ):
         with pytest.raises(OSError, match="only be read") as caught:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from torchzip.files.location import Location
+from torchzip.files.location import Location, with_parts
 from torchzip.files.remote import RemoteObject
 
 _OF_OBSTORE = {"s3", "s3a", "gs", "gcs", "az", "adl", "azure", "abfs", "abfss"}
@@ -50,6 +50,11 @@ def list_files(location: Location) -> tuple[Location, list[str]]:
     return found
 
 
+def is_read_only(location: Location) -> bool:
+    """Return whether files at a URL can only be read."""
+    return location.scheme in {*_OF_WEB, "hf"}
+
+
 def is_folder(location: Location) -> bool:
     """Return whether a URL is that of a folder: it ends with a slash, or is all of a bucket.
 
@@ -68,10 +73,8 @@ def member_of(folder: Location, name: str) -> Location:
     """Return a file of a folder. A name leads nowhere else, whatever a server would make of it."""
     if folder.scheme in _OF_OBSTORE | _OF_WEB:  # where what is in a URL is decoded
         name = quote(name)
-    return replace(
-        folder,
-        url=urlsplit(folder.url)._replace(path=f"{urlsplit(folder.url).path}{name}").geturl(),
-    )
+    url = with_parts(folder.url, path=f"{urlsplit(folder.url).path}{name}")
+    return replace(folder, url=url)
 
 
 def _backend(location: Location) -> ModuleType:

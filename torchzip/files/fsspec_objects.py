@@ -57,6 +57,10 @@ class FsspecObject(RemoteObject):
             # A transaction, as the end of a ``with`` block would commit after an error too. It is
             # of all of a file system, so this has one of its own.
             system, path = _open_system(self._location, skip_instance_cache=True)
+            # Stores have no folders to make, and other file systems make none by themselves.
+            folder = path.rpartition("/")[0]
+            if folder and not system.exists(folder):
+                system.makedirs(folder, exist_ok=True)
             transaction = system.start_transaction() or system.transaction
             is_whole = False
             try:

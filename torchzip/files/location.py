@@ -41,9 +41,8 @@ class Location(os.PathLike[str]):
     @property
     def name(self) -> str:
         """The URL without user, password, query and fragment."""
-        parts = urlsplit(self.url)
-        host = parts.netloc.rpartition("@")[2]
-        return parts._replace(netloc=host, query="", fragment="").geturl()
+        host = urlsplit(self.url).netloc.rpartition("@")[2]
+        return with_parts(self.url, netloc=host, query="", fragment="")
 
     def at(self, name: str) -> Location:
         """Return the location whose ``name`` this is, in the same store.
@@ -51,15 +50,27 @@ class Location(os.PathLike[str]):
         >>> Location("ftp://me:key@host/run/").at("ftp://host/run/m.pt").url
         'ftp://me:key@host/run/m.pt'
         """
-        return Location(
-            urlsplit(self.url)._replace(path=urlsplit(name).path).geturl(), self.storage_options
-        )
+        return Location(with_parts(self.url, path=urlsplit(name).path), self.storage_options)
 
     def __fspath__(self) -> str:
         return self.name
 
     def __repr__(self) -> str:
         return f"Location({self.name!r})"
+
+
+def with_parts(url: str, **parts: str) -> str:
+    """Return a URL with other parts.
+
+    The standard library leaves ``//`` out where there is no host and it does not know the scheme.
+    What is left is the name of a local file for most readers.
+
+    >>> with_parts("hdfs:///run/?a=b", path="/run/m.pt", query="")
+    'hdfs:///run/m.pt'
+    """
+    made = urlsplit(url)._replace(**parts)
+    scheme, _, rest = made.geturl().partition(":")
+    return f"{scheme}:{rest}" if rest.startswith("//") else f"{scheme}://{rest}"
 
 
 def join(folder: str, name: str) -> str:
@@ -76,6 +87,11 @@ def join(folder: str, name: str) -> str:
 def located(file: Any, storage_options: StorageOptions = None) -> Any:
     """Return a `Location` for a URL, a path for one of this computer, anything else as it is.
 
+    Raises
+    ------
+    ValueError
+        If a ``file://`` URL names a host: ``file://data/m.pt`` would be ``/m.pt``.
+
     >>> located("s3://bucket/m.pt"), located("file:///m%20.pt"), located("c:/m.pt"), located("m.pt")
     (Location('s3://bucket/m.pt'), '/m .pt', 'c:/m.pt', 'm.pt')
     """
@@ -83,6 +99,11 @@ def located(file: Any, storage_options: StorageOptions = None) -> Any:
         return file
     parts = urlsplit(file)
     if parts.scheme.lower() == "file":
+        if parts.netloc.lower() not in ("", "localhost"):
+            raise ValueError(
+                f"{file}: the URL names the host {parts.netloc!r}; the path of a file of this "
+                "computer comes after three slashes, as in file:///data/m.pt"
+            )
         from urllib.request import url2pathname  # which knows the drives of Windows
 
         return url2pathname(parts.path)

@@ -64,9 +64,6 @@ class Answer(NamedTuple):
 class RemoteObject(Protocol):
     """One object, as a backend has it. Its methods may be called by several threads at once."""
 
-    #: Nothing can be written there.
-    is_read_only: bool = False
-
     def tail(self, nbytes: int) -> Answer:
         """Return the last ``nbytes`` bytes, or all if there are fewer."""
         ...

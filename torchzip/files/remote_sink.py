@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Iterator
 
-from torchzip.files.backends import open_object
+from torchzip.files.backends import is_read_only, open_object
 from torchzip.files.location import EXISTS, Location
 from torchzip.files.remote import read_only
 from torchzip.files.source import Buffer
@@ -32,9 +32,9 @@ class RemoteSink:
     def __init__(self, location: Location, *, overwrite: bool = True) -> None:
         self.name = location.name
         self.position = 0
-        self._object = open_object(location)
-        if self._object.is_read_only:
+        if is_read_only(location):
             raise read_only(self.name)
+        self._object = open_object(location)
         self._overwrite = overwrite
         self._block = bytearray()
         self._blocks: queue.Queue[bytes | _AbortedError | None] = queue.Queue(_WAITING)

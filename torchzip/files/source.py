@@ -100,6 +100,15 @@ def _no_bytes_now(name: str) -> OSError:
     return BlockingIOError(errno.EAGAIN, "The file object has no bytes now", name)
 
 
+def _no_seek(name: str) -> OSError:
+    return io.UnsupportedOperation(
+        errno.ESPIPE,
+        "The file object cannot seek, as a pipe cannot, and a checkpoint is read in any order; "
+        "read it into io.BytesIO, or save it to a file, first",
+        name,
+    )
+
+
 class Descriptor:
     """An open file: its descriptor is used in ``with`` blocks. `close` or the last block closes it.
 
@@ -277,9 +286,14 @@ class FileObjectSource(Source):
         # A signal handler may close the source in the thread that is reading.
         self._lock = threading.RLock()
         self.name = str(getattr(file, "name", None) or f"<{type(file).__name__}>")
-        self._start = _seek(file, os.SEEK_CUR)
-        self.size = max(0, _seek(file, os.SEEK_END) - self._start)
-        file.seek(self._start)
+        try:
+            self._start = _seek(file, os.SEEK_CUR)
+            self.size = max(0, _seek(file, os.SEEK_END) - self._start)
+            file.seek(self._start)
+        except OSError as error:
+            if isinstance(error, io.UnsupportedOperation) or error.errno == errno.ESPIPE:
+                raise _no_seek(self.name) from error
+            raise
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._check_open()

@@ -57,8 +57,6 @@ class WebObject(RemoteObject):
     ``name`` is what messages call it.
     """
 
-    is_read_only = True
-
     def __init__(
         self, location: Location, kept: dict[Any, Any] | None = None, name: str | None = None
     ) -> None:

@@ -53,8 +53,8 @@ class QuantizationConfig:
                 return method.lower()
         return ""
 
-    def number(self, *keys: str) -> int | None:
-        """Return the first of some keys that has a positive int.
+    def number(self, *keys: str, among: Mapping[str, Any] | None = None) -> int | None:
+        """Return the first of some keys that has a positive int, of the config or of a part of it.
 
         Raises
         ------
@@ -62,7 +62,7 @@ class QuantizationConfig:
             If there is something else under a key; None and -1 mean that there is no number.
         """
         for key in keys:
-            value = self.values.get(key)
+            value = (self.values if among is None else among).get(key)
             if value is None or value == -1:
                 continue
             if type(value) is not int or value < 1:
@@ -103,7 +103,12 @@ class QuantizationConfig:
             weights = group.get("weights") if isinstance(group, Mapping) else None
             if not isinstance(weights, Mapping):
                 continue
-            for target in group.get("targets") or ():
+            targets = group.get("targets") or ()
+            if not isinstance(targets, list | tuple):
+                raise FormatError(
+                    f"targets is {shown(targets)}; a list of names was expected", path=self.where
+                )
+            for target in targets:
                 if _is_target(str(target), module):
                     return weights
                 if not by_class and "." not in str(target) and not str(target).startswith("re:"):

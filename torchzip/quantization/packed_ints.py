@@ -21,7 +21,7 @@ AWQ are transposed to [out, in], and have the dtype of their scales.
 
 from __future__ import annotations
 
-from torchzip.errors import UnsupportedError, shown
+from torchzip.errors import FormatError, UnsupportedError, shown
 from torchzip.quantization.arithmetic import Numbers, Part, check_dtype, misfit, of_each
 from torchzip.quantization.scheme import Found, Plain, Scheme, read_small
 from torchzip.quantization.words import Packed, grouped, packed_rows
@@ -42,7 +42,7 @@ def _compressed(found: Found) -> Plain:
     check_dtype(scale, codes, "float")
     check_dtype(shape, codes, "int")
     told = found.config.weights_of(found.module)
-    bits = told.get("num_bits")
+    bits = found.config.number("num_bits", among=told)
     text = f"int{bits}" if bits else "packed ints"
     groups = scale.shape[-1] if scale.shape else 1
     return Plain(
@@ -60,15 +60,21 @@ def _compressed_weight(found: Found, bits: int | None) -> TensorSpec:
                      f"{list(shape)}, and that")  # fmt: skip
     columns = shape[-1]
     if bits is None:
-        fits = [each for each in (4, 8, 2, 3, 5, 6, 7, 1)
-                if _words(columns, each) == codes.shape[-1]]  # fmt: skip
+        fits = [each for each in range(1, 9) if _words(columns, each) == codes.shape[-1]]
+        if len(fits) > 1:
+            raise FormatError(
+                f"{codes} may be rows of {columns:,} codes of {' or '.join(map(str, fits))} bits; "
+                "num_bits in the quantization_config says which, and there is none. It is looked "
+                "for in the config.json beside the weights"
+            )
         bits = fits[0] if fits else 0
     if not 1 <= bits <= 8 or _words(columns, bits) != codes.shape[-1]:
         raise misfit(codes, held, f"{_words(columns, bits or 4):,} words a row")
     zero, index = found.parts.get("_zero_point"), found.parts.get("_g_idx")
     if scale.spec.numel == 1:
-        one = scale.reshaped(*(1,) * len(shape)).spec
-        scale = Part(scale.name, broadcast_spec(one, (*shape[:-1], 1)))
+        scale = _spread(scale, (*shape[:-1], 1))
+        if zero is not None and zero.spec.numel == 1 and zero.dtype != "int32":
+            zero = _spread(zero, (*shape[:-1], 1))
     if len(shape) == 2:
         return _compressed_matrix(codes, scale, zero, index, bits, columns)
     for each in (scale, zero):
@@ -78,6 +84,10 @@ def _compressed_weight(found: Found, bits: int | None) -> TensorSpec:
         lambda codes, scale, zero: _compressed_matrix(codes, scale, zero, index, bits, columns),
         "bfloat16", shape, codes, scale, zero,
     )  # fmt: skip
+
+
+def _spread(part: Part, shape: tuple[int, ...]) -> Part:
+    return Part(part.name, broadcast_spec(part.reshaped(*(1,) * len(shape)).spec, shape))
 
 
 def _compressed_matrix(

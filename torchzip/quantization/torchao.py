@@ -11,7 +11,7 @@ class                      the weight
 Float8Tensor               qdata * scale, in blocks of ``block_size``
 Int8Tensor                 (qdata - zero_point) * scale, the same
 IntxUnpackedToInt8Tensor   the same
-MXTensor                   qdata * scale, float8 or e2m1, in groups of ``block_size``
+MXTensor                   qdata * scale, of the ``elem_dtype``, in groups of ``block_size``
 NVFP4Tensor                qdata * (scale * per_tensor_scale), e2m1
 =========================  =====================================================================
 
@@ -34,7 +34,7 @@ from torchzip.errors import FormatError, UnsupportedError, shown
 from torchzip.formats.rank_parts import wrapper_subclass
 from torchzip.leaf_types import Dtype, ForeignObject
 from torchzip.quantization.arithmetic import Part, check_dtype, misfit, scaled
-from torchzip.quantization.fp4 import packed_fp4, rescaled
+from torchzip.quantization.fp4 import FP6_VALUES, Fp6Bytes, packed_fp4, rescaled
 from torchzip.quantization.scheme import Plain
 from torchzip.tensors.specs import TensorSpec
 from torchzip.tensors.views import sliced
@@ -186,11 +186,19 @@ def _by_groups(found: Wrapper) -> tuple[TensorSpec, str]:
     size = found.attributes.get("block_size")
     if type(size) is not int or size < 1 or len(codes.shape) < 2:
         raise FormatError(f"{codes} of a {found.kind} with the block_size {shown(size)}")
+    element = found.attributes.get("elem_dtype")
+    is_fp6 = isinstance(element, str) and element in FP6_VALUES
+    is_fp4 = codes.dtype == "uint8" and not is_fp6
     if found.attributes.get("is_swizzled_scales"):
-        columns = codes.shape[-1] * (2 if codes.dtype == "uint8" else 1)
+        columns = codes.shape[-1] * (2 if is_fp4 else 1)
         scale = _in_rows(scale, codes, -(-columns // size))
-    if codes.dtype == "uint8":
-        return packed_fp4(codes, scale, common)
+    if is_fp4:
+        return packed_fp4(codes, scale, common, size=size)
+    if is_fp6:
+        check_dtype(codes, scale, "uint8")
+        numbers = Fp6Bytes(str(element))
+        made = scaled(codes, scale, (1, size), found.dtype, numbers=numbers)
+        return made, f"{element}, groups of {size}"
     check_dtype(codes, scale, "float")
     if common is not None:
         scale = rescaled(codes, scale, common, divides=False)

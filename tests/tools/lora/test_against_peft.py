@@ -23,13 +23,17 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 Make = Callable[[], Any]
 
 
-def llama() -> Any:
+def llama(*, is_tied: bool = False) -> Any:
     config = transformers.LlamaConfig(
         vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=is_tied,
         attention_bias=True,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
+
+
+def tied_llama() -> Any:
+    return llama(is_tied=True)
 
 
 def gpt2() -> Any:
@@ -66,6 +70,19 @@ CASES: dict[str, tuple[Make, str, dict[str, Any]]] = {
     "lora_bias": (llama, "LoraConfig", _LLAMA | {"target_modules": ["q_proj"], "lora_bias": True}),
     "bias, all": (llama, "LoraConfig", _LLAMA | {"bias": "all"}),
     "bias, lora_only": (llama, "LoraConfig", _LLAMA | {"bias": "lora_only"}),
+    "bias, all, of a saved module": (
+        Convolutions, "LoraConfig", _CONV | {"bias": "all", "modules_to_save": ["head"]}
+        | {"target_modules": ["first"]},
+    ),
+    "mica": (llama, "LoraConfig", _LLAMA | {"init_lora_weights": "mica"}),
+    "parameters": (
+        llama, "LoraConfig",
+        _LLAMA | {"target_modules": ["q_proj"], "target_parameters": ["down_proj.weight"]},
+    ),
+    "saved, tied": (
+        tied_llama, "LoraConfig",
+        _LLAMA | {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
     "embedding": (
         llama, "LoraConfig",
         _LLAMA | {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]},

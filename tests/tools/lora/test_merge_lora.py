@@ -94,8 +94,9 @@ BASE = {
     "model.diffusion_model.in.0.one.weight": random(24, 16, 1, 1),
     "model.diffusion_model.in.0.to_q.bias": random(24),
     "text.layers.0.q.weight": random(16, 16),
+    "scale.weight": random(),
 }
-Q, CONV, ONE, BIAS, TEXT = BASE
+Q, CONV, ONE, BIAS, TEXT, _ = BASE
 _Q, _CONV, _ONE = "lora_unet_in_0_to_q", "lora_unet_in_0_conv", "lora_unet_in_0_one"
 
 
@@ -306,6 +307,24 @@ REFUSED: dict[str, tuple[dict[str, Array], dict[str, Any], list[str]]] = {
         _pair(_MODULE) | {f"{_MODULE}.lora_C.weight": random(4, 4)}, {},
         ["lora_C.weight", "is not in the base"],
     ),
+    "experts": (
+        _pair("mlp.experts"), {"target_parameters": ["mlp.experts.gate_up_proj"]},
+        ["experts.lora_A", "target_parameters other than a weight"],
+    ),
+    "lora_ga": (_pair(_MODULE), {"init_lora_weights": "lora_ga"}, ["'lora_ga'"]),
+    "an alpha without end": (_pair(_MODULE), {"lora_alpha": float("inf")}, ["lora_alpha is inf"]),
+    "half a rank": (
+        {f"{_MODULE}.lokr_w1": random(4, 4), f"{_MODULE}.lokr_w2": random(6, 4)},
+        {"peft_type": "LOKR", "alpha": 1, "r": 0.5}, ["r is 0.5"],
+    ),
+    "ints": (
+        {f"{_MODULE}.weight": np.ones((24, 16), np.int32)}, {}, ["to_q.weight", "int32", "float32"],
+    ),
+    "a bias of ints": (
+        _pair(_MODULE) | {f"{_MODULE}.lora_B.bias": np.ones(24, np.int64)}, {},
+        ["lora_B.bias", "int64"],
+    ),
+    "a number": (_pair("scale", 1, 1), {}, ["scale.lora_A", "in the base, []"]),
     "dora, magnitude": (
         _pair(_MODULE) | {f"{_MODULE}.lora_magnitude_vector": random(25)}, {}, ["[25]"],
     ),
@@ -365,6 +384,29 @@ def test_replaced_with_a_weight(tmp_path: Path) -> None:
     """A tensor is replaced as a whole or not at all."""
     with pytest.raises(ValueError, match=r"lm_head.weight.*only 1"):
         tools.merge_lora(GOLDEN / "base", GOLDEN / "emb", tmp_path / "o.pt", weights=[0.5])
+
+
+def test_one_of_tied_tensors_is_replaced(tmp_path: Path) -> None:
+    """They are two for the adapter: one of them alone, or both by others, is an error.
+
+    In peft the copy that was trained is no longer tied. Which one a reader takes, nobody knows.
+    """
+    old, new = random(9, 4), random(9, 4, seed=1)
+    tz.save({"e.weight": old, "head.weight": old}, tmp_path / "base.pt")
+    for number, other in enumerate([{}, {"head.weight": new + 1}]):
+        adapter = peft_adapter(tmp_path / f"{number}", {"e.weight": new, **other})
+        with pytest.raises(ValueError, match=r"'e.weight' is tied to 'head.weight'.*--untie"):
+            tools.merge_lora(tmp_path / "base.pt", adapter, tmp_path / "o.pt")
+    both = peft_adapter(tmp_path / "both", {"e.weight": new, "head.weight": new.copy()})
+    tools.merge_lora(tmp_path / "base.pt", both, tmp_path / "o.pt")
+    made = tz.load(tmp_path / "o.pt")
+    same(made["head.weight"], new)
+    assert np.shares_memory(made["head.weight"], made["e.weight"])
+    tz.convert(tmp_path / "base.pt", tmp_path / "apart.pt", untie=True)
+    tools.merge_lora(tmp_path / "apart.pt", tmp_path / "0", tmp_path / "o.pt", overwrite=True)
+    made = tz.load(tmp_path / "o.pt")
+    same(made["e.weight"], new)
+    same(made["head.weight"], old)
 
 
 def test_arguments(tmp_path: Path) -> None:

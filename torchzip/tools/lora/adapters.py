@@ -58,7 +58,10 @@ _NAMED_ROLE = re.compile(r"(.+)\.((?:hada|lokr)_[wt][12](?:_[ab])?)")
 #: The kinds of peft that have formulas here.
 _PEFT_TYPES = ("LORA", "LOHA", "LOKR")
 #: Ways to begin that change the base, and whose adapters belong to what is left of it.
-_OF_RESIDUALS = ("pissa", "olora", "corda", "loftq")
+_OF_RESIDUALS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+#: What peft puts into the name of a whole tensor: that of a copy that was trained, of a layer
+#: inside of an adapter, and of a layer beside its copy. The first of a tensor's names counts.
+_WRAPPERS = ("modules_to_save", "base_layer", "original_module")
 
 
 @dataclass(slots=True)
@@ -73,7 +76,8 @@ class Module:
 class Adapter:
     """An adapter. ``modules`` are what it has for modules, ``saved`` its whole tensors by key.
 
-    ``config`` is that of peft, None for files of others.
+    ``saved`` has the key that counts if peft wrote several for one tensor of the base. ``config``
+    is that of peft, None for files of others.
     """
 
     def __init__(
@@ -85,12 +89,13 @@ class Adapter:
         self.saved: dict[str, LazyTensor] = {}
         if config is not None:
             self._check_config(config)
+        whole: dict[str, LazyTensor] = {}
         for key, tensor in tensors.items():
             if not isinstance(tensor, LazyTensor):
                 raise FormatError(f"{shown(key)} is not a dense tensor", path=path)
             found = part_of(key)
             if found is None:
-                self.saved[key] = tensor
+                whole[key] = tensor
                 continue
             name, role = found
             module = self.modules.setdefault(name, Module(name))
@@ -101,6 +106,10 @@ class Adapter:
                     path=path,
                 )
             module.tensors[role], module.keys[role] = tensor, key
+        first: dict[str, str] = {}
+        for key in sorted(whole, key=_precedence):
+            first.setdefault(whole_name(key), key)
+        self.saved = {key: whole[key] for key in whole if first[whole_name(key)] == key}
         if not self.modules and config is None:
             raise FormatError(
                 "no tensor has the name of a part of an adapter, such as lora_A or lora_down",
@@ -150,12 +159,26 @@ class Adapter:
     def rank_of(self, module: Module) -> int:
         """Return the rank that the config has for a module, where no shape says it."""
         config = self.config or {}
-        return int(self._by_pattern(module.name, "rank_pattern", self._number(config, "r", 8)))
+        rank = self._by_pattern(module.name, "rank_pattern", self._number(config, "r", 8))
+        if rank < 1 or rank != int(rank):
+            raise FormatError(f"r is {rank}; a whole number was expected", path=self.path)
+        return int(rank)
+
+    def rounds_first(self, weight: str) -> bool:
+        """Return whether peft rounds a delta to the dtype of this weight before it is added."""
+        config = self.config or {}
+        targets = config.get("target_parameters")
+        return str(config.get("init_lora_weights")).lower() == "mica" or any(
+            weight == target or weight.endswith(f".{target}")
+            for target in (targets if isinstance(targets, list | tuple) else ())
+        )
 
     def _number(self, config: Mapping[str, Any], key: str, default: float) -> float:
         value = config.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value:
             raise FormatError(f"{key} is {shown(value)}; a number was expected", path=self.path)
+        if not math.isfinite(value):
+            raise FormatError(f"{key} is {value}; a finite number was expected", path=self.path)
         return value
 
     def _by_pattern(self, module: str, key: str, default: float) -> float:
@@ -190,6 +213,26 @@ def part_of(key: str) -> tuple[str, str] | None:
         if match is not None:
             return without_prefix(match[1]).replace(".processor.", "."), role
     return None
+
+
+def whole_name(key: str) -> str:
+    """Return the tensor of the base that a whole tensor of an adapter is for.
+
+    >>> whole_name("base_model.model.head.modules_to_save.default.weight")
+    'head.weight'
+    """
+    parts = [part for part in without_prefix(key).split(".") if part not in _WRAPPERS]
+    if ".modules_to_save." in key and len(parts) > 1:  # the name of the adapter comes after it
+        parts = [*parts[:-2], parts[-1]] if parts[-2] == "default" else parts
+    return ".".join(parts)
+
+
+def _precedence(key: str) -> int:
+    """Return the place of a key among those of one tensor: a trained copy first, its origin last.
+
+    A name without a wrapper is that of a trained copy as well.
+    """
+    return max((_WRAPPERS.index(part) for part in key.split(".") if part in _WRAPPERS), default=0)
 
 
 def without_prefix(name: str) -> str:

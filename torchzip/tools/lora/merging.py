@@ -20,17 +20,17 @@ from torchzip.container.safetensors import parse_ties
 from torchzip.convert.conversion import convert
 from torchzip.convert.report import ConvertReport
 from torchzip.dtypes import DTYPES
-from torchzip.errors import EnoughMemory, ErrorPlace, shown
+from torchzip.errors import EnoughMemory, ErrorPlace, FormatError, shown
 from torchzip.files.location import StorageOptions
 from torchzip.limits import Limits
 from torchzip.quantization.codes import codes
 from torchzip.quantization.dequantizing import dequantized_checkpoint
 from torchzip.tensors.specs import TensorSpec, layout
 from torchzip.tensors.views import permuted
-from torchzip.tools.lora.adapters import Adapter, Module, open_adapter, without_prefix
+from torchzip.tools.lora.adapters import Adapter, Module, open_adapter, whole_name
 from torchzip.tools.lora.deltas import Constant, Normalize, Step, merged
 from torchzip.tools.lora.names import BaseNames
-from torchzip.tools.lora.steps import change_of
+from torchzip.tools.lora.steps import change_of, needed
 
 Path = str | os.PathLike[str]
 _MOST_SHOWN = 10
@@ -154,6 +154,8 @@ class _Plan:
         self._steps: dict[str, list[tuple[bool, tuple[Step, ...]]]] = {}
         self.kinds: dict[str, list[str]] = {}
         self.replaced: list[str] = []
+        #: By name, the tensors that are replaced by copies that were trained apart.
+        self._whole: dict[str, LazyTensor] = {}
         self.left_out: dict[str, str] = {}
 
     def add(self, adapter: Adapter, factor: float) -> None:
@@ -165,14 +167,7 @@ class _Plan:
 
     def _replace(self, key: str, tensor: LazyTensor, factor: float) -> None:
         """Take a tensor that an adapter has as a whole."""
-        parts = [
-            part
-            for part in without_prefix(key).split(".")
-            if part not in ("base_layer", "modules_to_save")
-        ]
-        if ".modules_to_save." in key and len(parts) > 1:  # the name of the adapter comes after it
-            parts = [*parts[:-2], parts[-1]] if parts[-2] == "default" else parts
-        name, reason = self._names.find(".".join(parts))
+        name, reason = self._names.find(whole_name(key))
         held = self._tensors.get(name or "")
         if name is None or not isinstance(held, LazyTensor):
             self.left_out[key] = reason or "is not a dense tensor in the base"
@@ -182,10 +177,18 @@ class _Plan:
                 f"{shown(key)} replaces a tensor of the base, and the adapter has the weight "
                 f"{factor}; only 1 is possible"
             )
+        kinds = {DTYPES[each.torch_dtype].kind for each in (held, tensor)}
+        if tensor.torch_dtype != held.torch_dtype and kinds != {"float"}:
+            raise FormatError(
+                f"{shown(key)} is {tensor.torch_dtype}, and {shown(name)}, which it replaces, is "
+                f"{held.torch_dtype}"
+            )
         if name in self._bases:
             raise ValueError(f"{shown(key)} replaces {shown(name)}, which another adapter changes")
         self._bases[name] = tensor.to(held.torch_dtype).spec
         self.replaced.append(name)
+        if ".base_layer." not in key:
+            self._whole[name] = tensor
 
     def _merge(self, adapter: Adapter, module: Module, factor: float) -> None:
         """Merge the factors of a module."""
@@ -196,10 +199,13 @@ class _Plan:
             if name is None:
                 name, other = self._names.find(module.name)  # a parameter that is not a weight
                 reason = reason if name is None else other
+                if name is None and (adapter.config or {}).get("target_parameters"):
+                    reason += ", or one of target_parameters other than a weight; none is merged"
             reasons = dict.fromkeys(left, reason)
             if name is not None:
                 held = self._weight(name, module)
-                change = change_of(adapter, module, held, factor)
+                rounded = held.torch_dtype if adapter.rounds_first(name) else None
+                change = change_of(adapter, module, held, factor, rounded)
                 self._add(name, change.is_transposed, change.steps, change.kind)
                 for part in change.parts:
                     left.pop(part, None)
@@ -211,8 +217,8 @@ class _Plan:
                 continue
             scale = factor
             if scaled:
-                scale *= adapter.scale_of(module, module.tensors["down"].shape[0])
-            held, delta = self._weight(name, module), module.tensors[part]
+                scale *= adapter.scale_of(module, needed(module, "down")[0].shape[0])
+            held, (delta,) = self._weight(name, module), needed(module, part)
             if delta.shape != held.shape:
                 raise ValueError(f"{shown(left[part])} has the shape {list(delta.shape)}; that of "
                                  f"{shown(name)} is {list(held.shape)}")  # fmt: skip
@@ -255,6 +261,32 @@ class _Plan:
                 spec = permuted(spec, (1, 0)) if turned else spec
         return spec
 
+    def _is_replaced_as_another(self, name: str, own: Any) -> bool:
+        """Return whether a tensor is replaced by the same numbers as one before that it is tied to.
+
+        Raises
+        ------
+        ValueError
+            If one of tied tensors is replaced, and another is not, or not by the same: they are one
+            tensor in the base, and two for the adapter.
+        """
+        tensor = self._whole.get(name)
+        if tensor is None:
+            return False
+        tied = [
+            each
+            for each, held in self._tensors.items()
+            if isinstance(held, LazyTensor) and held.spec.numel and layout(held.spec) == own
+        ]
+        for each in tied:
+            other = self._whole.get(each)
+            if other is None or self._steps.keys() & {*tied} or not _same(tensor, other):
+                raise ValueError(
+                    f"{shown(name)} is tied to {shown(each)} in the base, and an adapter replaces "
+                    "one of them alone; convert the base with untie=True (--untie) first"
+                )
+        return bool(tied) and name != tied[0]
+
     def source(self) -> Checkpoint | Mapping[str, Any]:
         """Return what is converted: the base with other tensors in their places."""
         results: dict[Any, TensorSpec] = {}
@@ -262,10 +294,12 @@ class _Plan:
         for name in changed:
             held = self._tensors[name]
             own = layout(held.spec)
+            if self._is_replaced_as_another(name, own):
+                continue
             if own in results:
                 raise ValueError(
-                    f"{shown(name)} is tied to another tensor that an adapter changes; save them "
-                    "apart first"
+                    f"{shown(name)} is tied to another tensor that an adapter changes; convert the "
+                    "base with untie=True (--untie) first"
                 )
             results[own] = self._result(name, held)
         made: dict[int, LazyTensor] = {}
@@ -287,6 +321,21 @@ class _Plan:
             if isinstance(held, LazyTensor):
                 held.spec = made[id(held)].spec
         return self._checkpoint
+
+
+def _same(one: LazyTensor, other: LazyTensor) -> bool:
+    """Return whether two tensors are equal, bit for bit; they are read in blocks of rows."""
+    if one is other or layout(one.spec) == layout(other.spec):
+        return True
+    if (one.torch_dtype, one.shape) != (other.torch_dtype, other.shape):
+        return False
+    if not one.shape:
+        return one.numpy().tobytes() == other.numpy().tobytes()
+    rows = max(1, (1 << 22) // max(one.nbytes // max(one.shape[0], 1), 1))
+    return all(
+        one[begin : begin + rows].tobytes() == other[begin : begin + rows].tobytes()
+        for begin in range(0, one.shape[0], rows)
+    )
 
 
 def _listed(left_out: Mapping[str, str]) -> str:

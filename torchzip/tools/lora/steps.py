@@ -42,10 +42,13 @@ class Change:
     parts: tuple[str, ...] = ()
 
 
-def change_of(adapter: Adapter, module: Module, weight: LazyTensor, factor: float) -> Change:
+def change_of(
+    adapter: Adapter, module: Module, weight: LazyTensor, factor: float, rounded: str | None = None
+) -> Change:
     """Return what a module of an adapter does to the weight of the base.
 
-    ``factor`` is the weight of the adapter among others.
+    ``factor`` is the weight of the adapter among others, ``rounded`` a dtype that a delta of low
+    rank is rounded to before it is added.
 
     Raises
     ------
@@ -53,6 +56,8 @@ def change_of(adapter: Adapter, module: Module, weight: LazyTensor, factor: floa
         If parts are missing, or their shapes do not fit the weight.
     """
     parts = module.tensors
+    if not weight.shape:
+        raise _misfit(module, tuple(module.keys), weight)
     if "diff" in parts:
         return _whole(module, weight, factor)
     if "hada_w1_a" in parts:
@@ -61,10 +66,10 @@ def change_of(adapter: Adapter, module: Module, weight: LazyTensor, factor: floa
         return _kronecker(adapter, module, weight, factor)
     if "embedding_down" in parts:
         return _embedding(adapter, module, weight, factor)
-    return _low_rank(adapter, module, weight, factor)
+    return _low_rank(adapter, module, weight, factor, rounded)
 
 
-def _needed(module: Module, *parts: str) -> list[LazyTensor]:
+def needed(module: Module, *parts: str) -> list[LazyTensor]:
     """Return parts of a module, floats all of them."""
     for part in parts:
         if part not in module.tensors:
@@ -113,14 +118,16 @@ def _is_transposed(adapter: Adapter, delta: Shape, weight: LazyTensor) -> bool |
     return True if len(shape) == 2 and delta == flat[::-1] else None
 
 
-def _low_rank(adapter: Adapter, module: Module, weight: LazyTensor, factor: float) -> Change:
+def _low_rank(
+    adapter: Adapter, module: Module, weight: LazyTensor, factor: float, rounded: str | None
+) -> Change:
     used: tuple[str, ...] = ("down", "up")
-    down, up = _needed(module, *used)
+    down, up = needed(module, *used)
     rank = down.shape[0]
     left = reshaped(up.spec, (up.shape[0], up.spec.numel // max(up.shape[0], 1)))
     if "mid" in module.tensors:
         used = (*used, "mid")
-        (core,) = _needed(module, "mid")
+        (core,) = needed(module, "mid")
         if len(core.shape) != 4 or core.shape[:2] != (left.shape[1], rank):
             raise _misfit(module, used, weight)
         constant = Constant(tucker, core.spec, _matrix(down))
@@ -134,7 +141,7 @@ def _low_rank(adapter: Adapter, module: Module, weight: LazyTensor, factor: floa
     if turned is None:
         raise _misfit(module, used, weight)
     scale = adapter.scale_of(module, rank) * factor
-    steps: list[Step] = [AddProduct((left,), (constant,), scale)]
+    steps: list[Step] = [AddProduct((left,), (constant,), scale, rounded)]
     kind = "lora"
     if "magnitude" in module.tensors:
         steps.append(_normalize(module, weight, left.shape[0]))
@@ -143,7 +150,7 @@ def _low_rank(adapter: Adapter, module: Module, weight: LazyTensor, factor: floa
 
 
 def _normalize(module: Module, weight: LazyTensor, rows: int) -> Normalize:
-    (magnitude,) = _needed(module, "magnitude")
+    (magnitude,) = needed(module, "magnitude")
     if magnitude.spec.numel != rows:
         raise _misfit(module, ("magnitude",), weight)
     return Normalize((reshaped(magnitude.spec, (rows, 1)),))
@@ -151,7 +158,7 @@ def _normalize(module: Module, weight: LazyTensor, rows: int) -> Normalize:
 
 def _embedding(adapter: Adapter, module: Module, weight: LazyTensor, factor: float) -> Change:
     used: tuple[str, ...] = ("embedding_down", "embedding_up")
-    down, up = _needed(module, *used)
+    down, up = needed(module, *used)
     rank = down.shape[0]
     if len(down.shape) != 2 or up.shape != (weight.shape[-1], rank) or len(weight.shape) != 2:
         raise _misfit(module, used, weight)
@@ -169,7 +176,7 @@ def _embedding(adapter: Adapter, module: Module, weight: LazyTensor, factor: flo
 
 def _hadamard(adapter: Adapter, module: Module, weight: LazyTensor, factor: float) -> Change:
     used: tuple[str, ...] = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    one_a, one_b, two_a, two_b = _needed(module, *used)
+    one_a, one_b, two_a, two_b = needed(module, *used)
     rank = one_b.shape[0]
     lefts: list[TensorSpec] = []
     constants: list[Constant] = []
@@ -185,7 +192,7 @@ def _hadamard(adapter: Adapter, module: Module, weight: LazyTensor, factor: floa
             fits = left.shape[1] == right.shape[0]
         else:  # [i, p] and [j, r] of a core [i, j, k, l]
             used = (*used, f"hada_t{number}")
-            _needed(module, f"hada_t{number}")
+            needed(module, f"hada_t{number}")
             lefts.append(_turned(left.spec))
             constants.append(Constant(tucker, core.spec, right.spec))
             columns.add(right.shape[1] * math.prod(core.shape[2:]))
@@ -223,15 +230,15 @@ def _factor(
     """Return a factor of a Kronecker product, and its rows and columns; add what it is made of."""
     name = f"lokr_w{number}"
     if name in module.tensors:
-        (whole,) = _needed(module, name)
+        (whole,) = needed(module, name)
         used.append(name)
         return Constant(as_rows, whole.spec), (whole.shape[0], math.prod(whole.shape[1:]))
     names = (f"{name}_a", f"{name}_b")
-    left, right = _needed(module, *names)
+    left, right = needed(module, *names)
     used.extend(names)
     core_name = f"lokr_t{number}"
     if core_name in module.tensors:
-        (core,) = _needed(module, core_name)
+        (core,) = needed(module, core_name)
         used.append(core_name)
         if len(core.shape) != 4 or core.shape[:2] != (left.shape[0], right.shape[0]):
             raise _misfit(module, tuple(used), left)
@@ -246,7 +253,7 @@ def _factor(
 
 
 def _whole(module: Module, weight: LazyTensor, factor: float) -> Change:
-    (delta,) = _needed(module, "diff")
+    (delta,) = needed(module, "diff")
     if delta.spec.numel != weight.spec.numel:
         raise _misfit(module, ("diff",), weight)
     step = AddScaled((reshaped(delta.spec, (weight.shape[0], -1)),), factor)
