@@ -61,7 +61,7 @@ def _compressed_weight(found: Found, bits: int | None) -> TensorSpec:
     columns = shape[-1]
     if bits is None:
         fits = [each for each in range(1, 9) if _words(columns, each) == codes.shape[-1]]
-        if len(fits) > 1:
+        if len(fits) > 1 and codes.spec.numel:
             raise FormatError(
                 f"{codes} may be rows of {columns:,} codes of {' or '.join(map(str, fits))} bits; "
                 "num_bits in the quantization_config says which, and there is none. It is looked "

@@ -42,15 +42,28 @@ def same(made: Array, want: Array) -> None:
     np.testing.assert_array_equal(raw[0], raw[1])
 
 
+def as_promised(made: Array, want: Array) -> None:
+    """What docs/lora.md says of the order in which products are added up, which BLAS chooses.
+
+    Of the kernels of OpenBLAS, SkylakeX gives peft's bits, and Haswell one other in 16,384.
+    """
+    assert (made.dtype, made.shape) == (want.dtype, want.shape)
+    places = [each.view(f"i{each.itemsize}").astype(np.int64) for each in (made, want)]
+    least = np.iinfo(f"i{made.itemsize}").min
+    steps = np.subtract(*(np.where(each < 0, least - each, each) for each in places))
+    assert np.abs(steps).max() <= 1
+    assert np.count_nonzero(steps) <= 0.001 * steps.size
+
+
 @pytest.mark.parametrize("kind", ["plain", "dora", "emb"])
 def test_golden(kind: str, tmp_path: Path) -> None:
-    """A base in bfloat16 in four shards: what peft 0.21 made of it, in every bit."""
+    """A base in bfloat16 in four shards: what peft 0.21 made of it, copied tensors in every bit."""
     target = tmp_path / "o.safetensors"
     merged = tools.merge_lora(GOLDEN / "base", GOLDEN / kind, target)
     made, want = read(target), read(GOLDEN / f"{kind}_merged" / "model.safetensors")
     assert set(made) == set(want)
     for name, array in want.items():
-        same(made[name], array)
+        (as_promised if name in merged.merged else same)(made[name], array)
     changed = {*merged.merged, *merged.replaced}
     base = read(GOLDEN / "base")
     assert {name for name in base if (base[name] != made[name]).any()} <= changed
