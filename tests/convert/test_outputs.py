@@ -15,6 +15,7 @@ import torchzip as tz
 from tests.convert.test_run import NeighbourProcess, make_pieces_small, tree
 from tests.saved import quiet
 from torchzip.checkpoint.walk import ways
+from torchzip.cli import converting
 from torchzip.convert import run
 from torchzip.convert.outputs.base import Output
 from torchzip.convert.outputs.registry import OUTPUTS, output_of
@@ -242,3 +243,9 @@ class TestRegistered(OutputContract):
     @pytest.fixture(params=list(OUTPUTS), ids=lambda output: str(output.format))
     def output(self, request: pytest.FixtureRequest) -> Any:
         return request.param
+
+
+def test_help_and_docstring_have_all_suffixes() -> None:
+    for text in (tz.convert.__doc__, converting.COMMAND.description):
+        words = {word.rstrip(".,)") for word in (text or "").split()}
+        assert [word for each in OUTPUTS for word in each.suffixes if word not in words] == []
