@@ -87,6 +87,8 @@ CASES: dict[str, tuple[str, Any, tuple[int, ...], tuple[int, ...], tuple[int, in
     "groups": ("_scale", np.int8, (30, 40), (30, 5), (1, 8)),
     "an expert": ("_scale", E4M3, (3, 30, 40), (3, 1, 1), (30, 40)),
     "rows of experts": ("_scale", E4M3, (3, 30, 40), (3, 30), (1, 40)),
+    "blocks of ints": ("_scale_inv", np.int8, (300, 200), (3, 2), (128, 128)),
+    "groups of ints": ("_scale_inv", np.int8, (30, 64), (30, 4), (1, 16)),
     "experts of DeepSeek": ("_scale_inv", E4M3, (3, 130, 40), (3, 2, 1), (128, 128)),
 }
 

@@ -3,7 +3,8 @@
 ==============================  =====================  ===========================================
 written by                      scale                  one for
 ==============================  =====================  ===========================================
-DeepSeek-V3, Qwen3-FP8          ``_scale_inv``         128x128, or ``weight_block_size``
+DeepSeek-V3, Qwen3-FP8, also    ``_scale_inv``         128x128, or ``weight_block_size``
+int8 with scales of floats
 MXFP8                           ``_scale_inv``         32 in a row, as an exponent (uint8, e8m0)
 compressed-tensors              ``_scale``             tensor, row, group in a row, block
 FBGEMM, modelopt                ``_scale``             row, tensor

@@ -42,6 +42,7 @@ from torchzip.quantization.arithmetic import (
     misfit,
     scaled,
 )
+from torchzip.quantization.blocks import with_scale
 from torchzip.quantization.scheme import Found, Plain, Scheme
 from torchzip.quantization.words import unpacked
 from torchzip.tensors.specs import TensorSpec
@@ -49,6 +50,8 @@ from torchzip.tensors.views import reshaped
 
 #: The numbers that have one scale in all MX formats.
 _MX_GROUP = 32
+#: The dtypes of these scales.
+_EXPONENTS = ("uint8", "float8_e8m0fnu")
 
 
 def _six_bits(mantissa: int) -> Array:
@@ -174,7 +177,7 @@ def packed_fp4(
     if len(codes.shape) < 2 or len(scale.shape) != len(codes.shape):
         raise misfit(scale, codes, "a scale for each group in a row")
     width, groups = codes.shape[-1], scale.shape[-1]
-    is_mx = scale.dtype in ("uint8", "float8_e8m0fnu")
+    is_mx = scale.dtype in _EXPONENTS
     if is_mx and size is None:
         size = _MX_GROUP
     is_fp6 = is_mx and size == _MX_GROUP and width * 4 == groups * size * 3
@@ -197,6 +200,14 @@ def _packed(found: Found, scale: str, common: str = "", *, divides: bool = False
     return Plain(text, "bfloat16", lambda: spec)
 
 
+def _deepseek(found: Found) -> Plain:
+    scale = found.parts["_scale_inv"]
+    check_dtype(scale, found.codes, "float", "uint8")
+    if found.codes.dtype == "int8" and scale.dtype not in _EXPONENTS:  # ints, not pairs of codes
+        return with_scale(found, "_scale_inv")
+    return _packed(found, "_scale_inv")
+
+
 SCHEMES = (
     Scheme("_blocks", ("uint8",), ("_scales",), _gpt_oss),
     Scheme(
@@ -207,8 +218,5 @@ SCHEMES = (
     Scheme(
         "", ("uint8",), ("_scale", "_scale_2"), lambda found: _packed(found, "_scale", "_scale_2")
     ),
-    Scheme(
-        "", ("int8", "float4_e2m1fn_x2"), ("_scale_inv",),
-        lambda found: _packed(found, "_scale_inv"),
-    ),
+    Scheme("", ("int8", "float4_e2m1fn_x2"), ("_scale_inv",), _deepseek),
 )  # fmt: skip
