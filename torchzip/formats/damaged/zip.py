@@ -7,7 +7,6 @@ in the file. Without any, the storages themselves are the content, as bytes.
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Iterator
 
@@ -251,14 +250,11 @@ class DamagedZip(ZipFormat, FileContainer):
             return SpanStorage(torch_dtype, whole.nbytes, location, record, place, whole.crc, unit)
         return StreamStorage(
             torch_dtype, whole.nbytes, location,
-            inflate=functools.partial(self._inflate, whole, record),
+            inflate=lambda: inflate_span(
+                self.source, whole.offset, whole.offset + whole.compressed, whole.nbytes,
+                lambda message: ArchiveError(message, path=self.name, record=record),
+            ),
             crc=whole.crc, swap_nbytes=unit, record=record,
-        )  # fmt: skip
-
-    def _inflate(self, whole: Whole, record: str) -> Iterator[bytes]:
-        return inflate_span(
-            self.source, whole.offset, whole.offset + whole.compressed, whole.nbytes,
-            lambda message: ArchiveError(message, path=self.name, record=record),
         )  # fmt: skip
 
     def read(self, make_factory: MakeFactory) -> Contents:
