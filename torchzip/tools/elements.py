@@ -74,9 +74,6 @@ class Tolerance:
         return bool(self.atol or self.rtol)
 
 
-EXACT = Tolerance()
-
-
 class Compared(NamedTuple):
     """How the elements of two tensors differ, None if in nothing.
 
@@ -150,7 +147,7 @@ def content_crc(spec: TensorSpec) -> int | None:
     return spec.storage.crc or None if ElementStorage(spec).is_whole else None
 
 
-def compare_elements(a: Located, b: Located, tolerance: Tolerance = EXACT) -> Compared:
+def compare_elements(a: Located, b: Located, tolerance: Tolerance) -> Compared:
     """Return how the elements differ.
 
     The shapes are the same. Where the dtypes are not, ``a`` is cast to that of ``b``.
