@@ -291,12 +291,13 @@ def test_fitted_shrinks_one_after_the_other() -> None:
     """Columns that may shrink do so down to a few characters, others stay."""
     rows = [["n" * 60, "d" * 10, "m" * 30]]
     for width in (102, 80, 50, 46, 10):
-        made = rendering.table(rendering.fitted(rows, (2, 0), width))
+        made = rendering.fitted_table(rows, rendering.Screen(width), (2, 0))
         assert len(made[0]) == max(width, 4 + 2 + 4 + 2 + 4)
         assert ("d" * 10 in made[0]) == (width >= 46)
-    first, _, last = rendering.fitted(rows, (2, 0), 80)[0]
+    (line,) = rendering.fitted_table(rows, rendering.Screen(80), (2, 0))
+    first, _, last = line.split("  ")
     assert (len(first), len(last)) == (50, 16)
-    assert rendering.fitted(rows, (2, 0), None) == rows
+    assert rendering.fitted_table(rows, rendering.Screen(), (2, 0)) == ["  ".join(rows[0])]
 
 
 def test_ls_torchscript(capsys: Capture) -> None:

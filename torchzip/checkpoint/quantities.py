@@ -46,14 +46,14 @@ def shape_text(shape: Sequence[int | None]) -> str:
     return str(list(shape)).replace("None", "*")
 
 
-def some_of(texts: Sequence[str], most: int) -> str:
+def some_of(texts: Sequence[str], most: int, joint: str = ", ", last: str = " and ") -> str:
     """Return the first of some strings, and how many more there are.
 
-    >>> some_of(["a", "b", "c"], 2)
-    'a, b and 1 more'
+    >>> some_of(["a", "b", "c"], 2), some_of(["a", "b", "c"], 2, "; ", "; and ")
+    ('a, b and 1 more', 'a; b; and 1 more')
     """
-    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + more
+    more = f"{last}{len(texts) - most:,} more" if len(texts) > most else ""
+    return joint.join(texts[:most]) + more
 
 
 def share_text(share: float) -> str:

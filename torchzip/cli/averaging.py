@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torchzip import tools
-from torchzip.checkpoint.quantities import count_text
+from torchzip.checkpoint.quantities import count_text, some_of
 from torchzip.cli.command import DONE, Command, say
 from torchzip.cli.converting import OUTPUT_ARGUMENTS, show, writing
 
@@ -59,16 +60,16 @@ def say_merged(merged: Merged) -> None:
     """Print what was not computed, and what was computed in another way."""
     say(f"{count_text(merged.computed, 'tensor')} computed")
     if merged.counters:
-        say(f"rounded down: {_some(merged.counters)}")
+        say(f"rounded down: {first_names(merged.counters)}")
     reasons: dict[str, list[str]] = {}
     for name, reason in merged.kept.items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
-        say(f"not computed ({reason}): {_some(names)}")
+        say(f"not computed ({reason}): {first_names(names)}")
     if merged.left_out:
-        say(f"not in the first file, left out: {_some(merged.left_out)}")
+        say(f"not in the first file, left out: {first_names(merged.left_out)}")
 
 
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    more = f", and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+def first_names(names: Sequence[str]) -> str:
+    """Return the first names of what was not computed as usual."""
+    return some_of(names, 5, last=", and ")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torchzip
-from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, shape_text
+from torchzip.checkpoint.quantities import count_text, name_text, nbytes_text, shape_text, some_of
 from torchzip.cli.command import (
     BAD,
     DONE,
@@ -310,5 +310,4 @@ def _say_notes(report: ConvertReport) -> None:
 
 
 def _first(lines: Sequence[str]) -> str:
-    more = f"; and {len(lines) - 10:,} more" if len(lines) > 10 else ""
-    return "; ".join(lines[:10]) + more
+    return some_of(lines, 10, "; ", "; and ")

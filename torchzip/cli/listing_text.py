@@ -102,7 +102,7 @@ def _table(rows: list[list[str]], screen: Screen) -> list[str]:
     lines = fitted_table([row[:first] for row in rows], screen, (0,), right=(_SIZE,))
     for number, row in enumerate(rows[1:], 1):
         below = ", ".join(f"{a} {b}" for a, b in zip(head[first:], row[first:], strict=True) if b)
-        lines[number] = "\n".join([lines[number], *_wrapped(below, screen.width)])
+        lines[number] += "".join(f"\n  {line}" for line in textwrap.wrap(below, screen.width - 2))
     return lines
 
 
@@ -112,10 +112,6 @@ def _fits(rows: list[list[str]], shrinking: list[int], width: int) -> bool:
     for column in shrinking:
         widths[column] = min(widths[column], _LEAST_WIDTH)
     return sum(widths) + 2 * (len(widths) - 1) <= width
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ")
 
 
 def tree_lines(

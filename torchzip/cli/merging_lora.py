@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from torchzip import tools
 from torchzip.checkpoint.quantities import count_text
+from torchzip.cli.averaging import first_names
 from torchzip.cli.command import DONE, Command, say
 from torchzip.cli.converting import OUTPUT_ARGUMENTS, show, writing
 
@@ -67,19 +69,12 @@ def _parse_adapter(text: str) -> tuple[str, float]:
 
 
 def _say_merged(merged: LoraMerged) -> None:
-    kinds: dict[str, int] = {}
-    for kind in merged.merged.values():
-        kinds[kind] = kinds.get(kind, 0) + 1
+    kinds = Counter(merged.merged.values())
     parts = [f"{count_text(count, 'tensor')} ({kind})" for kind, count in kinds.items()]
     say(f"merged: {', '.join(parts) or 'nothing'}")
     if merged.replaced:
-        say(f"replaced as a whole: {_some(merged.replaced)}")
+        say(f"replaced as a whole: {first_names(merged.replaced)}")
     if merged.dequantized:
         say(f"dequantized: {count_text(len(merged.dequantized), 'weight')}")
     if merged.left_out:
-        say(f"not used: {_some([f'{key} {why}' for key, why in merged.left_out.items()])}")
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    more = f", and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+        say(f"not used: {first_names([f'{key} {why}' for key, why in merged.left_out.items()])}")

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from operator import add
 
@@ -80,20 +80,35 @@ def _widths(column: Sequence[str]) -> list[int]:
     return list(map(len if "".join(column).isascii() else width_of, column))
 
 
-def fitted(
+def fitted_table(
     rows: Sequence[Sequence[str]],
+    where: Screen,
     shrinking: Sequence[int],
-    width: int | None,
-    whole: Sequence[int] = (),
-) -> Sequence[Sequence[str]]:
-    """Return the rows of a `table` with cells shortened so that its lines fit the width.
+    right: Sequence[int] = (),
+) -> list[str]:
+    """Return rows as lines with aligned columns, those in ``right`` to the right, for a screen.
 
-    Columns in ``shrinking`` are made narrower first, in that order. If that is not enough, all but
-    those in ``whole``, such as numbers, are, step by step. Lines stay longer than the width only if
-    that is not enough either.
+    Where lines would be too long, columns in ``shrinking`` are made narrower first, in that order.
+    If that is not enough, all are, step by step, but for those in ``right`` alone: they have
+    numbers, and stay whole. Lines stay longer than the screen only if that is not enough either.
     """
-    if width is None or not rows:
-        return rows
+    if not rows:
+        return []
+    if where.width is not None:
+        rows = _fitted(rows, where.width, shrinking, {*right}.difference(shrinking))
+    columns = []
+    for number, column in enumerate(zip(*rows, strict=True)):
+        widths = _widths(column)
+        most = max(widths)
+        pads = [" " * (most - width) for width in widths]
+        columns.append(map(add, pads, column) if number in right else map(add, column, pads))
+    return [line.rstrip() for line in map("  ".join, zip(*columns, strict=True))]
+
+
+def _fitted(
+    rows: Sequence[Sequence[str]], width: int, shrinking: Sequence[int], whole: Collection[int]
+) -> Sequence[Sequence[str]]:
+    """Return rows with cells shortened, but for those of the columns in ``whole``."""
     widths = [max(_widths(column)) for column in zip(*rows, strict=True)]
     excess = sum(widths) + 2 * (len(widths) - 1) - width
     others = [column for column in range(len(widths)) if column not in {*shrinking, *whole}]
@@ -110,30 +125,3 @@ def fitted(
         ]
         for row in rows
     ]
-
-
-def fitted_table(
-    rows: Sequence[Sequence[str]],
-    where: Screen,
-    shrinking: Sequence[int],
-    right: Sequence[int] = (),
-) -> list[str]:
-    """Return rows as the lines of a `table` that fits a screen.
-
-    Columns in ``right`` have numbers: they stay whole, unless they are in ``shrinking`` too.
-    """
-    whole = [column for column in right if column not in shrinking]
-    return table(fitted(rows, shrinking, where.width, whole), right)
-
-
-def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Return rows as lines with aligned columns; those in ``right`` are aligned to the right."""
-    if not rows:
-        return []
-    columns = []
-    for number, column in enumerate(zip(*rows, strict=True)):
-        widths = _widths(column)
-        most = max(widths)
-        pads = [" " * (most - width) for width in widths]
-        columns.append(map(add, pads, column) if number in right else map(add, column, pads))
-    return [line.rstrip() for line in map("  ".join, zip(*columns, strict=True))]

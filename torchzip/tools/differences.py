@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor, data_of, is_tensor, storages_of
@@ -189,6 +189,7 @@ def diff(
 
 
 Comparable = Held | BareStorage
+_T = TypeVar("_T")
 
 
 class _Side:
@@ -203,41 +204,32 @@ class _Side:
             named = [*selection.original.values(), *selection.arrays.values()]
             named += selection.tensors.values()
             beside = what_is_beside(selection.around, named, checkpoint.limits)
-            values = beside.values
-            for index, constant in enumerate(checkpoint.constants):
-                if not is_tensor(constant):
-                    values[f"(constant {index})"] = constant
         self.tensors: dict[str, Comparable] = beside.tensors | selection.tensors
-        # A file that holds tensors by name has no object around them, but for ours.
-        is_by_name = checkpoint.container.is_by_name
-        self.has_object = not is_by_name or OBJECT_KEY in checkpoint.metadata
-        self.forms = beside.forms if self.has_object else None
+        values = {}
         for index, constant in enumerate(checkpoint.constants):
             if is_tensor(constant):
                 self.tensors[f"(constant {index})"] = data_of(constant)
-        for name, value in values.items():
+            else:
+                beside.values[f"(constant {index})"] = constant
+        for name, value in beside.values.items():
             if isinstance(value, BareStorage):
                 self.tensors.setdefault(name, value)
-        self.values = {
-            name: value for name, value in values.items() if not isinstance(value, BareStorage)
-        }
-        self.tensors = {name: held for name, held in self.tensors.items() if rules.keeps(name)}
-        self.values = {
-            name: value
-            for name, value in self.values.items()
-            if not tensors_only and rules.keeps(name)
-        }
+            elif not tensors_only:
+                values[name] = value
+        # A file that holds tensors by name has no object around them, but for ours.
+        is_by_name = checkpoint.container.is_by_name
+        self.has_object = not is_by_name or OBJECT_KEY in checkpoint.metadata
+        self.tensors = _kept(self.tensors, rules)
+        self.values = _kept(values, rules)
+        has_forms = self.has_object and not tensors_only
+        self.forms = _kept(beside.forms, rules) if has_forms else None
         storages = {id(each): each for held in self.tensors.values() for each in storages_of(held)}
         self.storages = [*storages.values()]
         self.stored_nbytes = sum(storage.nbytes for storage in self.storages)
         # The strings of a safetensors header; other formats have none to compare them with.
         self.texts = None
-        if tensors_only:
-            self.forms = None
-        elif is_by_name:
+        if is_by_name and not tensors_only:
             self.texts = {key: value_text(text) for key, text in selection.metadata.items()}
-        if self.forms is not None:
-            self.forms = {name: form for name, form in self.forms.items() if rules.keeps(name)}
 
     def row(self, name: str) -> TensorSummary:
         held = self.tensors[name]
@@ -246,6 +238,10 @@ class _Side:
         ((_, spec),) = _parts(held)
         kind = "storage" if isinstance(held, BareStorage) else "dense"
         return TensorSummary(name, kind, undecoded(spec) or spec.torch_dtype, spec.shape)
+
+
+def _kept(named: Mapping[str, _T], rules: Rules) -> dict[str, _T]:
+    return {name: each for name, each in named.items() if rules.keeps(name)}
 
 
 def _parts(held: Comparable) -> list[tuple[str | None, TensorSpec]]:

@@ -53,18 +53,18 @@ class Edited:
 
     path: str
     how: str
-    renamed: tuple[tuple[str, str], ...]
-    dropped: tuple[str, ...]
-    set: tuple[str, ...]
-    requires_grad: int
-    device: int
-    unused: tuple[str, ...]
-    nbytes: int
-    appended_nbytes: int
-    dropped_nbytes: int
-    dead_nbytes: int
-    unreached_nbytes: int
-    notes: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
+    set: tuple[str, ...] = ()
+    requires_grad: int = 0
+    device: int = 0
+    unused: tuple[str, ...] = ()
+    nbytes: int = 0
+    appended_nbytes: int = 0
+    dropped_nbytes: int = 0
+    dead_nbytes: int = 0
+    unreached_nbytes: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @EnoughMemory()
@@ -169,18 +169,10 @@ def _with_metadata(
     return Edited(
         path=os.fsdecode(file),
         how="rewritten" if changed else "unchanged",
-        renamed=(),
         dropped=tuple(key for key in changed if metadata[key] is None),
         set=tuple(key for key in changed if metadata[key] is not None),
-        requires_grad=0,
-        device=0,
         unused=tuple(unused),
         nbytes=nbytes,
-        appended_nbytes=0,
-        dropped_nbytes=0,
-        dead_nbytes=0,
-        unreached_nbytes=0,
-        notes=(),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,9 +72,6 @@ class Tolerance:
 
     def __bool__(self) -> bool:
         return bool(self.atol or self.rtol)
-
-
-EXACT = Tolerance()
 
 
 class Compared(NamedTuple):
@@ -150,7 +147,7 @@ def content_crc(spec: TensorSpec) -> int | None:
     return spec.storage.crc or None if ElementStorage(spec).is_whole else None
 
 
-def compare_elements(a: Located, b: Located, tolerance: Tolerance = EXACT) -> Compared:
+def compare_elements(a: Located, b: Located, tolerance: Tolerance) -> Compared:
     """Return how the elements differ.
 
     The shapes are the same. Where the dtypes are not, ``a`` is cast to that of ``b``.
@@ -341,12 +338,6 @@ class _Found:
         if shares.size:
             self.max_rel = max(float(shares.max()), self.max_rel or 0.0)
 
-    def _add_floats(self, distances: Array, magnitudes: Array, nans: Array) -> None:
-        self.nans += int(np.count_nonzero(nans))
-        if distances.size:
-            self._larger(float(distances.max()), float(distances.sum()))
-            self._add_shares(distances, magnitudes)
-
     def _without_close(self, differ: Array, distances: Array, magnitudes: Array) -> Array:
         """Return what differs by more than the tolerance."""
         close = differ & self._tolerance.allows(distances, magnitudes)
@@ -355,28 +346,28 @@ class _Found:
 
     def _floats(self, a: Bytes, b: Bytes) -> Array:
         one, other = (block.view(self._dtype).astype(np.float64) for block in (a, b))
-        one_nan, other_nan = np.isnan(one), np.isnan(other)
-        differ: Array = (one != other) & ~(one_nan & other_nan)
-        distances, magnitudes = np.abs(one - other), np.abs(other)
-        if self._tolerance:
-            differ = self._without_close(differ, distances, magnitudes)
-        numbers = differ & ~one_nan & ~other_nan
-        self._add_floats(distances[numbers], magnitudes[numbers], differ & ~numbers)
-        return differ
+        return self._inexact([(one, other)], np.abs(other))
 
     def _complexes(self, a: Bytes, b: Bytes) -> Array:
         one, other = (complex_values(block, self._torch_dtype) for block in (a, b))
+        return self._inexact([(one.real, other.real), (one.imag, other.imag)], np.abs(other))
+
+    def _inexact(self, pairs: Sequence[tuple[Array, Array]], magnitudes: Array) -> Array:
+        """Compare numbers by their parts: one, or the real and the imaginary one."""
         parts = []
-        for x, y in ((one.real, other.real), (one.imag, other.imag)):
+        for x, y in pairs:
             same = (x == y) | (np.isnan(x) & np.isnan(y))
             parts.append(np.where(same, 0.0, np.abs(x - y)))  # of two equal infinities, too
-        differ: Array = (parts[0] != 0) | (parts[1] != 0)
-        distances, magnitudes = np.hypot(*parts), np.abs(other)
+        distances = parts[0] if len(parts) == 1 else np.hypot(*parts)
+        differ: Array = np.logical_or.reduce([part != 0 for part in parts])
         if self._tolerance:
             differ = self._without_close(differ, distances, magnitudes)
-        nans = differ & (np.isnan(parts[0]) | np.isnan(parts[1]))
+        nans = differ & np.logical_or.reduce(list(map(np.isnan, parts)))
+        self.nans += int(np.count_nonzero(nans))
         numbers = differ & ~nans
-        self._add_floats(distances[numbers], magnitudes[numbers], nans)
+        if numbers.any():
+            self._larger(float(distances[numbers].max()), float(distances[numbers].sum()))
+            self._add_shares(distances[numbers], magnitudes[numbers])
         return differ
 
     def _ints(self, a: Bytes, b: Bytes) -> Array:

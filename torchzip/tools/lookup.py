@@ -10,11 +10,21 @@ from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.plain_values import flat_values
 from torchzip.checkpoint.quantities import count_text
 from torchzip.checkpoint.walk import children
+from torchzip.container.safetensors import parse_ties
 from torchzip.errors import LimitError, TensorNotFoundError, shown
 from torchzip.types import OtherTensor, Parameter, Storage
 
 #: Names that a wrong one is compared with.
 _MOST_NAMES = 10_000
+
+
+def named_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the tensors of a checkpoint by name, also those that are in it under another name."""
+    tensors = dict(checkpoint.items())
+    if checkpoint.container.lists_ties:
+        ties = parse_ties(checkpoint.metadata, tensors)
+        tensors |= {name: tensors[kept] for name, kept in ties.items()}
+    return tensors
 
 
 def look_up(checkpoint: Checkpoint, name: str) -> Any:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.container.safetensors import parse_ties
+from torchzip.checkpoint.quantities import some_of
 from torchzip.convert.conversion import convert
 from torchzip.convert.report import ConvertReport
 from torchzip.convert.rules import Rules
@@ -28,8 +28,9 @@ from torchzip.errors import EnoughMemory, shown
 from torchzip.files.location import StorageOptions
 from torchzip.lazy import compute
 from torchzip.limits import Limits
-from torchzip.tensors.specs import layout
+from torchzip.tensors.specs import TensorSpec, layout
 from torchzip.tools.formula import Formula
+from torchzip.tools.lookup import named_tensors
 
 Path = str | os.PathLike[str]
 #: Names of the states of optimizers: moments are not weights.
@@ -208,21 +209,22 @@ def _merge(
         ]
         labels = [f"{label} ({checkpoint.path})" for label, checkpoint in
                   zip(sources, checkpoints, strict=True)]  # fmt: skip
-        matched = _Matched(labels, list(map(_named, checkpoints)), rules)
+        matched = _Matched(labels, list(map(named_tensors, checkpoints)), rules)
         pairs = _replacements(checkpoints[0], matched, make)
         left_out = matched.left_out()
         if matched.problems and not partial:
             raise ValueError(_listed(matched.problems))
-        # The tensors of the first source's object are what is written in their places.
-        computed = 0
+        computed = sum(found is not held for held, found in pairs)
         for held, found in pairs:
-            spec = held.spec
-            computed += found is not held
-            held.spec = found.spec.replace(
-                is_parameter=spec.is_parameter, requires_grad=spec.requires_grad
-            )
+            put_in_place(held, found.spec)
         report = convert(checkpoints[0], dst, **options)
     return Merged(report, computed, tuple(counters), matched.kept, left_out)
+
+
+def put_in_place(held: LazyTensor, made: TensorSpec) -> None:
+    """Let a tensor of an object, which is what is written, be another; its marks stay."""
+    marks = {"is_parameter": held.spec.is_parameter, "requires_grad": held.spec.requires_grad}
+    held.spec = made.replace(**marks)
 
 
 def _replacements(
@@ -307,15 +309,6 @@ class _Matched:
         return tuple(names)
 
 
-def _named(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the tensors of a checkpoint by name, also those that are in it under another name."""
-    tensors = dict(checkpoint.items())
-    if checkpoint.container.lists_ties:
-        ties = parse_ties(checkpoint.metadata, tensors)
-        tensors |= {name: tensors[kept] for name, kept in ties.items()}
-    return tensors
-
-
 def _kept_reason(first: Checkpoint, name: str, held: Any) -> str:
     """Return why a tensor is that of the first source, whatever the others have; "" if not."""
     if not isinstance(held, LazyTensor):
@@ -340,11 +333,11 @@ def _matches(held: LazyTensor, other: Any) -> bool:
 
 
 def _listed(problems: Sequence[str]) -> str:
-    more = f"; and {len(problems) - _MOST_SHOWN:,} more" if len(problems) > _MOST_SHOWN else ""
+    first = some_of(problems, _MOST_SHOWN, "; ", "; and ")
     return (
-        f"{len(problems):,} tensors do not match: " + "; ".join(problems[:_MOST_SHOWN]) + more
-        + ". The option partial takes what there is; include and exclude choose tensors"
-    )  # fmt: skip
+        f"{len(problems):,} tensors do not match: {first}. The option partial takes what there is; "
+        "include and exclude choose tensors"
+    )
 
 
 @dataclass(frozen=True, slots=True)

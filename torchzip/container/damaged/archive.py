@@ -59,15 +59,15 @@ _MOST_CORRECTED = 2 * MOST_BIT_NBYTES
 class Whole(NamedTuple):
     """A record whose bytes were found. ``crc`` is None if no CRC confirms them.
 
-    ``is_own`` is False if nothing confirms that it belongs to this archive.
+    ``is_own`` is False if nothing confirms that it belongs to this archive. ``deflated_nbytes`` is
+    how many bytes it takes if it is deflated.
     """
 
     offset: int
     nbytes: int
     crc: int | None
-    is_deflated: bool = False
-    compressed: int = 0
-    is_own: bool = True
+    is_own: bool
+    deflated_nbytes: int = 0
 
 
 class Text(NamedTuple):
@@ -163,6 +163,9 @@ class DamagedArchive:
             found.add(place.local.crc)
         return found - {0}
 
+    def _is_own(self, place: Place) -> bool:
+        return place.is_own and self.places.is_anchored
+
     def _is_beside(self, sought: _Sought, start: int, nbytes: int) -> bool:
         """Return whether bytes lie between a header and the next one, so that they must be its own.
 
@@ -179,7 +182,7 @@ class DamagedArchive:
     def find(self, name: bytes, nbytes: int) -> Whole | str:
         """Return the place of a record of that size, or why it was not found."""
         if not nbytes:
-            return Whole(0, 0, None)
+            return Whole(0, 0, None, True)
         candidates = self.places.candidates(name)
         if not candidates:
             return self.places.why_not(name)
@@ -218,9 +221,6 @@ class DamagedArchive:
         if isinstance(result, str) and DEFLATED in methods:
             found = (self._find_deflated(sought, nbytes) for nbytes in deflated)
             result = next((whole for whole in found if whole is not None), result)
-        if isinstance(result, Whole):
-            is_own = sought.place.is_own and self.places.is_anchored
-            return result._replace(is_own=is_own)
         return result
 
     def _find_stored(self, sought: _Sought, sizes: list[int]) -> Whole | str:
@@ -235,11 +235,11 @@ class DamagedArchive:
             by_others = self._other_crcs(place, start + nbytes, nbytes, nbytes)
             is_beside = self._is_beside(sought, start, nbytes)
             if _is_vouched_for(found, by_rows, by_others if is_beside else set()):
-                return Whole(start, nbytes, found)
+                return Whole(start, nbytes, found, self._is_own(place))
             is_described = has_descriptor(self.source, start, start + nbytes)
             is_sized = is_described or (start == sought.begin and sought.has_size(nbytes))
             if is_beside and is_sized and not self.has_crcs:
-                return Whole(start, nbytes, None)
+                return Whole(start, nbytes, None, self._is_own(place))
             reason = reason or _damaged(found, by_rows | by_others)
             if start == sought.begin and is_beside and is_described:
                 break  # all descriptions agree on its place
@@ -271,8 +271,7 @@ class DamagedArchive:
         is_cut = DESCRIPTOR.pack(DESCRIPTOR_MAGIC, crc, low, low).startswith(
             bytes(self.source.read_at(start + nbytes, left))
         )
-        is_own = place.is_own and self.places.is_anchored
-        return Whole(start, nbytes, None, is_own=is_own) if is_cut else None
+        return Whole(start, nbytes, None, self._is_own(place)) if is_cut else None
 
     def _find_deflated(self, sought: _Sought, nbytes: int) -> Whole | None:
         name_end = sought.name_end
@@ -289,7 +288,7 @@ class DamagedArchive:
             compressed, _, found = measured
             by_others = self._other_crcs(sought.place, start + compressed, compressed, nbytes)
             if _is_vouched_for(found, sought.by_rows, by_others):
-                return Whole(start, nbytes, found, True, compressed)
+                return Whole(start, nbytes, found, self._is_own(sought.place), compressed)
         return None
 
     # -- small records ---------------------------------------------------------------------------
@@ -305,8 +304,8 @@ class DamagedArchive:
         stored, deflated = self._sizes(sought, name, most)
         whole = self._find(sought, stored, deflated)
         if isinstance(whole, Whole) and (whole.crc is not None or not self.has_crcs):
-            data = bytes(self.source.read_at(whole.offset, whole.compressed or whole.nbytes))
-            if whole.is_deflated:
+            data = bytes(self.source.read_at(whole.offset, whole.deflated_nbytes or whole.nbytes))
+            if whole.deflated_nbytes:
                 data = zlib.decompressobj(-15).decompress(data, whole.nbytes)
             return Text(data, whole.crc is not None)
         return self._read_corrected(sought, stored)

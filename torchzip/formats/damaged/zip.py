@@ -7,7 +7,6 @@ in the file. Without any, the storages themselves are the content, as bytes.
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Iterator
 
@@ -246,19 +245,16 @@ class DamagedZip(ZipFormat, FileContainer):
         if whole.nbytes and (whole.crc is None or not whole.is_own):
             self.unverified.add(record)
         unit = swap_nbytes(torch_dtype, self._byteorder)
-        if not whole.is_deflated:
+        if not whole.deflated_nbytes:
             place = FixedPlace(self.source, whole.offset)
             return SpanStorage(torch_dtype, whole.nbytes, location, record, place, whole.crc, unit)
         return StreamStorage(
             torch_dtype, whole.nbytes, location,
-            inflate=functools.partial(self._inflate, whole, record),
+            inflate=lambda: inflate_span(
+                self.source, whole.offset, whole.offset + whole.deflated_nbytes, whole.nbytes,
+                lambda message: ArchiveError(message, path=self.name, record=record),
+            ),
             crc=whole.crc, swap_nbytes=unit, record=record,
-        )  # fmt: skip
-
-    def _inflate(self, whole: Whole, record: str) -> Iterator[bytes]:
-        return inflate_span(
-            self.source, whole.offset, whole.offset + whole.compressed, whole.nbytes,
-            lambda message: ArchiveError(message, path=self.name, record=record),
         )  # fmt: skip
 
     def read(self, make_factory: MakeFactory) -> Contents:

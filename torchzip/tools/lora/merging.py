@@ -16,7 +16,7 @@ import numpy as np
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.container.safetensors import parse_ties
+from torchzip.checkpoint.quantities import some_of
 from torchzip.convert.conversion import convert
 from torchzip.convert.report import ConvertReport
 from torchzip.dtypes import DTYPES
@@ -27,10 +27,12 @@ from torchzip.quantization.codes import codes
 from torchzip.quantization.dequantizing import dequantized_checkpoint
 from torchzip.tensors.specs import TensorSpec, layout
 from torchzip.tensors.views import permuted
+from torchzip.tools.lookup import named_tensors
 from torchzip.tools.lora.adapters import Adapter, Module, open_adapter, whole_name
 from torchzip.tools.lora.deltas import Constant, Normalize, Step, merged
 from torchzip.tools.lora.names import BaseNames
 from torchzip.tools.lora.steps import change_of, needed
+from torchzip.tools.merging import put_in_place
 
 Path = str | os.PathLike[str]
 _MOST_SHOWN = 10
@@ -138,10 +140,7 @@ class _Plan:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._tensors: dict[str, Any] = dict(checkpoint.items())
-        if checkpoint.container.is_by_name:
-            ties = parse_ties(checkpoint.metadata, self._tensors)
-            self._tensors |= {name: self._tensors[kept] for name, kept in ties.items()}
+        self._tensors = named_tensors(checkpoint)
         self.dequantized: dict[str, str] = {}
         dtypes = {name: held.torch_dtype for name, held in self._tensors.items()}
         self._is_quantized = bool(codes(dtypes) or checkpoint.subclassed)
@@ -302,25 +301,12 @@ class _Plan:
                     "base with untie=True (--untie) first"
                 )
             results[own] = self._result(name, held)
-        made: dict[int, LazyTensor] = {}
-        for held in self._tensors.values():
-            if not isinstance(held, LazyTensor) or id(held) in made:
-                continue
-            result = results.get(layout(held.spec)) if held.spec.numel else None
-            if result is None:
-                made[id(held)] = held
-                continue
-            spec = result.replace(
-                is_parameter=held.spec.is_parameter, requires_grad=held.spec.requires_grad
-            )
-            made[id(held)] = LazyTensor(spec)
-        if self._is_quantized:
-            return {name: made.get(id(held), held) for name, held in self._tensors.items()}
-        # The tensors of the object of the base are what is written in their places.
-        for held in self._tensors.values():
-            if isinstance(held, LazyTensor):
-                held.spec = made[id(held)].spec
-        return self._checkpoint
+        for held in {id(each): each for each in self._tensors.values()}.values():
+            if isinstance(held, LazyTensor) and held.spec.numel:
+                result = results.get(layout(held.spec))
+                if result is not None:
+                    put_in_place(held, result)
+        return self._tensors if self._is_quantized else self._checkpoint
 
 
 def _same(one: LazyTensor, other: LazyTensor) -> bool:
@@ -340,8 +326,8 @@ def _same(one: LazyTensor, other: LazyTensor) -> bool:
 
 def _listed(left_out: Mapping[str, str]) -> str:
     lines = [f"{shown(key)} {reason}" for key, reason in left_out.items()]
-    more = f"; and {len(lines) - _MOST_SHOWN:,} more" if len(lines) > _MOST_SHOWN else ""
+    first = some_of(lines, _MOST_SHOWN, "; ", "; and ")
     return (
-        f"{len(lines):,} tensors of adapters are not used: " + "; ".join(lines[:_MOST_SHOWN]) + more
-        + ". The option partial leaves them out"
-    )  # fmt: skip
+        f"{len(lines):,} tensors of adapters are not used: {first}. The option partial leaves them "
+        "out"
+    )

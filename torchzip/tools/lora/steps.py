@@ -104,18 +104,22 @@ def _turned(spec: TensorSpec) -> TensorSpec:
     return permuted(spec, (1, 0))
 
 
-def _is_transposed(adapter: Adapter, delta: Shape, weight: LazyTensor) -> bool | None:
+def _is_transposed(
+    adapter: Adapter, module: Module, parts: tuple[str, ...], delta: Shape, weight: LazyTensor
+) -> bool:
     """Return whether a delta, as a matrix, is added to the transpose of a weight.
 
-    None: it fits neither. That of a Conv1D of GPT-2, [in, out], is; the config says so where
-    the shape does not.
+    That of a Conv1D of GPT-2, [in, out], is; the config says so where the shape does not. It is
+    made of some parts of a module, which do not fit otherwise.
     """
     shape = weight.shape
     flat = shape[0], math.prod(shape[1:])
     is_square = len(shape) == 2 and flat[0] == flat[1]
     if delta == flat and not (is_square and (adapter.config or {}).get("fan_in_fan_out")):
         return False
-    return True if len(shape) == 2 and delta == flat[::-1] else None
+    if len(shape) == 2 and delta == flat[::-1]:
+        return True
+    raise _misfit(module, parts, weight)
 
 
 def _low_rank(
@@ -137,9 +141,7 @@ def _low_rank(
             raise _misfit(module, used, weight)
         constant = Constant(as_rows, down.spec)
         columns = down.spec.numel // max(rank, 1)
-    turned = _is_transposed(adapter, (left.shape[0], columns), weight)
-    if turned is None:
-        raise _misfit(module, used, weight)
+    turned = _is_transposed(adapter, module, used, (left.shape[0], columns), weight)
     scale = adapter.scale_of(module, rank) * factor
     steps: list[Step] = [AddProduct((left,), (constant,), scale, rounded)]
     kind = "lora"
@@ -160,9 +162,9 @@ def _embedding(adapter: Adapter, module: Module, weight: LazyTensor, factor: flo
     used: tuple[str, ...] = ("embedding_down", "embedding_up")
     down, up = needed(module, *used)
     rank = down.shape[0]
-    if len(down.shape) != 2 or up.shape != (weight.shape[-1], rank) or len(weight.shape) != 2:
-        raise _misfit(module, used, weight)
-    if down.shape[1] != weight.shape[0]:
+    if len(weight.shape) != 2 or (down.shape, up.shape) != (
+        (rank, weight.shape[0]), (weight.shape[1], rank),
+    ):  # fmt: skip
         raise _misfit(module, used, weight)
     scale = adapter.scale_of(module, rank) * factor
     if "magnitude" in module.tensors:  # one for each column, so of the transpose
@@ -199,11 +201,9 @@ def _hadamard(adapter: Adapter, module: Module, weight: LazyTensor, factor: floa
             fits = core.shape[:2] == (left.shape[0], right.shape[0]) and len(core.shape) == 4
         if not fits:
             raise _misfit(module, used, weight)
-    turned = None
-    if len(columns) == 1 and lefts[0].shape[0] == lefts[1].shape[0]:
-        turned = _is_transposed(adapter, (lefts[0].shape[0], *columns), weight)
-    if turned is None:
+    if len(columns) > 1 or lefts[0].shape[0] != lefts[1].shape[0]:
         raise _misfit(module, used, weight)
+    turned = _is_transposed(adapter, module, used, (lefts[0].shape[0], *columns), weight)
     scale = adapter.scale_of(module, rank) * factor
     step = AddProduct(tuple(lefts), tuple(constants), scale)
     return Change("loha", (step,), turned, (*used, "alpha"))
@@ -216,9 +216,7 @@ def _kronecker(adapter: Adapter, module: Module, weight: LazyTensor, factor: flo
     right, right_shape = _factor(module, 2, used, ranks)
     parts = tuple(used)
     delta = left_shape[0] * right_shape[0], left_shape[1] * right_shape[1]
-    turned = _is_transposed(adapter, delta, weight)
-    if turned is None:
-        raise _misfit(module, parts, weight)
+    turned = _is_transposed(adapter, module, parts, delta, weight)
     rank = adapter.rank_of(module) if adapter.config is not None else (ranks or [0])[0]
     scale = adapter.scale_of(module, rank) * factor if rank else factor
     return Change("lokr", (AddKronecker(left, right, scale),), turned, (*parts, "alpha"))

@@ -7,6 +7,7 @@ there being no other LF: in a binary file, only about one LF in 256 has a CR bef
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from torchzip.files.source import Source
@@ -20,14 +21,11 @@ def count_text_lines(source: Source) -> int:
     In most files the first LF settles it.
     """
     count = 0
-    before = b""
-    for start in range(0, source.size, _BLOCK_NBYTES):
-        block = before + bytes(source.read_at(start, min(_BLOCK_NBYTES, source.size - start)))
-        feeds = block.count(b"\n", len(before))
+    for block in _blocks(source):
+        feeds = block.count(b"\n")
         if feeds != block.count(b"\r\n"):
             return 0
         count += feeds
-        before = b"\r" if block.endswith(b"\r") else b""
     return count
 
 
@@ -38,11 +36,17 @@ def before_text(source: Source, folder: str) -> BinaryIO:
     named.raw.name = source.name  # as messages show it
     if named.name != source.name:  # on Windows the file has a wrapper
         named.name = source.name
+    for block in _blocks(source):
+        file.write(block.replace(b"\r\n", b"\n"))
+    file.seek(0)
+    return file
+
+
+def _blocks(source: Source) -> Iterator[bytes]:
+    """Yield a file in blocks, with each CR LF in one of them."""
     before = b""
     for start in range(0, source.size, _BLOCK_NBYTES):
         block = before + bytes(source.read_at(start, min(_BLOCK_NBYTES, source.size - start)))
         before = b"\r" if block.endswith(b"\r") else b""
-        file.write(block[: len(block) - len(before)].replace(b"\r\n", b"\n"))
-    file.write(before)
-    file.seek(0)
-    return file
+        yield block.removesuffix(before)
+    yield before

@@ -186,9 +186,6 @@ class _File(io.RawIOBase):
         self._at = max(0, (0, self._at, self._source.size)[whence] + offset)
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
     def readinto(self, out: Any) -> int:
         view = memoryview(out).cast("B")
         nbytes = max(0, min(view.nbytes, self._source.size - self._at))

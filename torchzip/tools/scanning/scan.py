@@ -222,7 +222,7 @@ class _Judge:
                 with contextlib.closing(open_source(self._file)) as source:
                     self._source(source, None, 0)
         except TorchZipError as error:
-            self._find(UNREADABLE, error.message, error.record, offset=error.offset)
+            self._unreadable(error, None)
         except OSError as error:
             self._find(UNREADABLE, error.strerror or str(error), None)
         return ScannedFile(
@@ -234,7 +234,7 @@ class _Judge:
         try:
             container = open_checkpoint(self._file, self._limits)
         except TorchZipError as error:
-            self._find(UNREADABLE, error.message, error.record, offset=error.offset)
+            self._unreadable(error, None)
             with contextlib.closing(open_folder(self._file)) as folder:
                 for name in folder.names:
                     if is_metadata(name) or name.endswith(".distcp"):
@@ -252,6 +252,10 @@ class _Judge:
             self._findings.append(made)
         worse = {FOREIGN: "foreign", REFUSED: "refused"}.get(rule, "unreadable")
         self._note(worse)
+
+    def _unreadable(self, error: TorchZipError, member: str | None) -> None:
+        place = _join(member, error.record) if error.record else member
+        self._find(UNREADABLE, error.message, place, offset=error.offset)
 
     def _note(self, verdict: str) -> None:
         self._verdict = max(self._verdict, verdict, key=_RANKS.index)
@@ -374,28 +378,34 @@ class _Judge:
             if container.has_code:
                 self._own_classes(found, _join(member, each.place))
             self._mentions(found, _join(member, each.place))
-        with ErrorsFound(self, member):
-            checkpoint = checkpoint_of(container, self._limits)
-            checkpoint.check_indices()  # torch may crash on wrong ones
-            verdict = verdict_of(checkpoint)
-            if any(container.pickles()):
-                accepts = verdict.torch_load == "accepts" and member is None
-                self._note("safe" if accepts else "plain")
-            unknown = [name for name in verdict.refused if not self._policy.allows(name)]
-            if verdict.refused_opcodes:
-                codes = ", ".join(verdict.refused_opcodes)
-                self._find(REFUSED, f"opcodes that torch.load does not know: {codes}", member)
-            elif verdict.torch_load == "refuses" or (
-                verdict.torch_load.startswith("needs")
-                and not verdict.refused
-                and not container.has_code
-            ):
-                reason = verdict.reason or "torch.load refuses it"
-                self._find(REFUSED, reason, member)
-            elif unknown and len(self._findings) == before:  # of an opcode without a name
-                self._find(FOREIGN, f"{', '.join(unknown)}", member, name=unknown[0])
-            if isinstance(container, ZipContainer):
-                self._beside(container, member)
+        try:
+            self._loading(container, member, is_found=len(self._findings) > before)
+        except TorchZipError as error:
+            self._unreadable(error, member)
+
+    def _loading(self, container: Container, member: str | None, *, is_found: bool) -> None:
+        """Judge what torch.load makes of a checkpoint; ``is_found`` says its names are findings."""
+        checkpoint = checkpoint_of(container, self._limits)
+        checkpoint.check_indices()  # torch may crash on wrong ones
+        verdict = verdict_of(checkpoint)
+        if any(container.pickles()):
+            accepts = verdict.torch_load == "accepts" and member is None
+            self._note("safe" if accepts else "plain")
+        unknown = [name for name in verdict.refused if not self._policy.allows(name)]
+        if verdict.refused_opcodes:
+            codes = ", ".join(verdict.refused_opcodes)
+            self._find(REFUSED, f"opcodes that torch.load does not know: {codes}", member)
+        elif verdict.torch_load == "refuses" or (
+            verdict.torch_load.startswith("needs")
+            and not verdict.refused
+            and not container.has_code
+        ):
+            reason = verdict.reason or "torch.load refuses it"
+            self._find(REFUSED, reason, member)
+        elif unknown and not is_found:  # of an opcode without a name
+            self._find(FOREIGN, f"{', '.join(unknown)}", member, name=unknown[0])
+        if isinstance(container, ZipContainer):
+            self._beside(container, member)
 
     def _own_classes(self, found: Followed, member: str | None) -> None:
         """Take the classes that the code of an archive defines out of what a pickle mentions."""
@@ -428,21 +438,6 @@ class _Judge:
             if each.name not in storages and may_be_pickle(each.head[:HEAD_NBYTES]):
                 with contextlib.closing(each.open()) as part:
                     self._pickles(part, _join(member, each.name), start=0, is_sure=False)
-
-
-class ErrorsFound(contextlib.AbstractContextManager[None]):
-    """A block whose errors about a file are findings."""
-
-    def __init__(self, judge: _Judge, member: str | None) -> None:
-        self._judge = judge
-        self._member = member
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, TorchZipError):
-            return False
-        place = _join(self._member, error.record) if error.record else self._member
-        self._judge._find(UNREADABLE, error.message, place, offset=error.offset)
-        return True
 
 
 def _join(member: str | None, inner: str) -> str:

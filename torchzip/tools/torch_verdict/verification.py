@@ -92,20 +92,7 @@ def verified(
 ) -> Verified:
     """Do what `verify` does, with a file that is open."""
     report = checkpoint.verify(progress)
-    verdict = verdict_of(checkpoint, file)
-    return Verified(
-        file=checkpoint.path,
-        format=checkpoint.format,
-        records=report.records,
-        nbytes=report.nbytes,
-        tensors=report.tensors,
-        without_crc=report.without_crc,
-        notes=report.notes,
-        torch_load=verdict.torch_load,
-        refused=verdict.refused,
-        refused_opcodes=verdict.refused_opcodes,
-        reason=verdict.reason,
-    )
+    return Verified(checkpoint.path, checkpoint.format, *report, *verdict_of(checkpoint, file))
 
 
 #: What torch's zip reader (miniz) reads at once in search of the end record. Reads overlap by 3.
