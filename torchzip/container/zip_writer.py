@@ -277,7 +277,9 @@ class ZipWriter:
         row["name"] = length
         row["offset"] = headers
         row["text"] = text
-        paddings = list(map({pad: _padding(pad) for pad in set(pads.tolist())}.get, pads.tolist()))
+        gaps = pads.tolist()
+        padding_of = {gap: _padding(gap) for gap in set(gaps)}
+        paddings = list(map(padding_of.__getitem__, gaps))
         at = 0
         while at < count:
             most = starts[at] + _JOINED_NBYTES

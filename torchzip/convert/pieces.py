@@ -20,13 +20,7 @@ from torchzip.files.source import FileSource, file_place
 from torchzip.files.streamed_file import StreamedFile
 from torchzip.tensors.computed import names_tensor
 from torchzip.tensors.packing import ElementStorage
-from torchzip.tensors.storage import (
-    RangeCrc,
-    Reader,
-    SpanStorage,
-    TensorStorage,
-    will_read,
-)
+from torchzip.tensors.storage import RangeCrc, Reader, SpanStorage, TensorStorage, will_read
 
 Tell = Callable[[int], None]
 

@@ -229,7 +229,10 @@ class NamedTensorsContainer(PlainContainer):
         self._metadata = metadata
 
     def open_storage(self, key: str, measure: Measure) -> TensorStorage:
-        """Return the storage of the tensor that is called ``key``."""
+        """Return the storage of the tensor that is called ``key``.
+
+        The measure lacks the dtypes that have no storage class; the header has all of them.
+        """
         unit = swap_nbytes(self.entries[key].torch_dtype, "little")
         return SpanStorage(*measure, key, self, None, unit)
 

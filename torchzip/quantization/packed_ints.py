@@ -64,8 +64,8 @@ def _compressed_weight(found: Found, bits: int | None) -> TensorSpec:
         if len(fits) > 1 and codes.spec.numel:
             raise FormatError(
                 f"{codes} may be rows of {columns:,} codes of {' or '.join(map(str, fits))} bits; "
-                "num_bits in the quantization_config says which, and there is none. It is looked "
-                "for in the config.json beside the weights"
+                "the num_bits that says which is missing. It is looked for in the "
+                "quantization_config of the config.json beside the weights"
             )
         bits = fits[0] if fits else 0
     if not 1 <= bits <= 8 or _words(columns, bits) != codes.shape[-1]:

@@ -122,7 +122,7 @@ class CastStorage(MadeStorage):
         self.record = base.record
 
     @property
-    def uncompared(self) -> Sequence[TensorStorage]:  # type: ignore[override]
+    def uncompared(self) -> Sequence[TensorStorage]:
         return self.base.uncompared
 
     def parts(self, start: int, stop: int) -> Iterator[Part]:

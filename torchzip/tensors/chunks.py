@@ -203,7 +203,7 @@ class ChunkedStorage(MadeStorage):
         return [(chunk, found) for chunk, found in whole if found]
 
     @cached_property
-    def uncompared(self) -> Sequence[TensorStorage]:  # type: ignore[override]
+    def uncompared(self) -> Sequence[TensorStorage]:
         compared = {id(each) for each in self.compared()}
         return [each for each in self.made_of() if each.crc and id(each) not in compared]
 

@@ -81,7 +81,7 @@ class ElementStorage(MadeStorage):
         return self.spec.storage.compared() if self.is_whole else []
 
     @property
-    def uncompared(self) -> Sequence[TensorStorage]:  # type: ignore[override]
+    def uncompared(self) -> Sequence[TensorStorage]:
         return self.spec.storage.uncompared if self.is_whole else ()
 
     def reader(self, start: int, stop: int, nbytes: int = READER_NBYTES) -> Reader:

@@ -122,8 +122,11 @@ class TensorStorage(ABC):
     block: str | None = None
     #: The file, as messages show it.
     path: str | None = None
-    #: What has a CRC and is not read from end to end when this is: of another order, or a part.
-    uncompared: Sequence[TensorStorage] = ()
+
+    @property
+    def uncompared(self) -> Sequence[TensorStorage]:
+        """What has a CRC and is not read from end to end when this is: of another order, a part."""
+        return ()
 
     @property
     def stored(self) -> TensorStorage:
