@@ -29,7 +29,7 @@ def written(tree: Any, *, rows: bool) -> tuple[bytes, list[bytes]]:
     """Return the pickle and the bytes of the storages, with or without the fast way."""
     with pytest.MonkeyPatch.context() as patch:
         if not rows:
-            patch.setattr(ArrayRows, "_template", lambda *arguments: None)
+            patch.setattr(ArrayRows, "_parts", lambda *arguments: None)
         keys = StorageKeys()
         pickle = Structure(tree, keys, place_arrays).pickle
     return pickle, [bytes(storage.read(0, storage.nbytes)) for storage in keys.storages()]
@@ -104,6 +104,51 @@ def test_rows_are_what_one_by_one_gives(tree: Any) -> None:
     assert written(tree, rows=True) == written(tree, rows=False)
 
 
+@st.composite
+def optimizers(draw: st.DrawFn) -> Any:
+    """Return states of an optimizer, most of them alike, with other things among them."""
+    names = draw(st.sampled_from([["step", "exp_avg", "exp_avg_sq"], ["momentum_buffer"], ["a"]]))
+    shapes = draw(st.lists(st.sampled_from(_SHAPES), min_size=1, max_size=3))
+    wrap = draw(st.sampled_from(["array", "array", "parameter", "lazy"]))
+    first = draw(st.sampled_from([0, 0, 250, 65_530, (1 << 31) - 30]))
+    tensors = [tensor for _ in range(draw(st.sampled_from([9, 60]))) for tensor in lazy_tensors()]
+    states: dict[Any, Any] = {}
+    last: Any = np.ones(3)
+    for index in range(draw(st.sampled_from([30, 70, 400]))):
+        key: Any = first + index
+        choice = draw(st.integers(0, 80)) if index < 60 else 80
+        state = {}
+        for name in names:
+            value: Any = np.full(shapes[index % len(shapes)] if name != "step" else (), 1.0)
+            if wrap == "lazy" and tensors:
+                value = tensors.pop()
+            state[name] = Parameter(value) if wrap == "parameter" else value
+        if choice == 0:
+            state[names[-1]] = last  # the same object again: a get
+        elif choice == 1:
+            state = {name: state[name] for name in reversed(names)}
+        elif choice == 2:
+            state["".join(["a", "fresh string"])] = np.ones(2)
+        elif choice == 3:
+            state = {"".join([*name]): value for name, value in state.items()}
+        elif choice == 4:
+            state[names[0]] = draw(st.sampled_from([None, 3, np.zeros((2, 2)).T, [np.ones(1)]]))
+        elif choice == 5:
+            key = draw(st.sampled_from([-1 - index, f"name {index}", 1.5 * index, 1 << 31 | index]))
+        elif choice == 6 and states:
+            state = next(reversed(states.values()))
+        elif choice == 7:
+            state = {}
+        states[key] = state
+        last = next(iter(state.values()), last)
+    return {"state": {f"before.{index}": np.zeros(2) for index in range(30)}, "states": states}
+
+
+@given(optimizers())
+def test_states_of_an_optimizer_are_what_one_by_one_gives(tree: Any) -> None:
+    assert written(tree, rows=True) == written(tree, rows=False)
+
+
 @pytest.mark.parametrize("count", [30, 31, 32, 99, 100, 101, 1000, 2001, 10_100])
 def test_where_numbers_grow(count: int) -> None:
     """Memo numbers and storage keys take more bytes from some array on."""
@@ -144,9 +189,17 @@ def test_rows_are_taken(monkeypatch: pytest.MonkeyPatch, make: Callable[[int], A
 def test_rows_are_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors in small containers are rows too."""
     calls = spied(monkeypatch, "one")
-    tree = {index: {"step": np.array(1.0), "exp_avg": np.zeros(3)} for index in range(100)}
+    tree = [[np.array(1.0), np.zeros(3)] for index in range(100)]
     Structure(tree, StorageKeys(), place_arrays)
     assert len(calls) > 180
+
+
+def test_rows_of_dicts_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states of an optimizer are rows, but for those before the first long memo number."""
+    calls = spied(monkeypatch, "rows")
+    tree = {index: {"step": np.array(1.0), "exp_avg": np.zeros(3)} for index in range(300)}
+    Structure(tree, StorageKeys(), place_arrays)
+    assert sum(len(begins) for _, begins in calls) > 250
 
 
 def test_a_parameter_of_an_array_that_is_there_too() -> None:

@@ -280,10 +280,11 @@ class ZipWriter:
         gaps = pads.tolist()
         padding_of = {gap: _padding(gap) for gap in set(gaps)}
         paddings = list(map(padding_of.__getitem__, gaps))
+        ends = starts + sizes
         at = 0
         while at < count:
             most = starts[at] + _JOINED_NBYTES
-            stop = max(at + 1, int(np.searchsorted(starts + sizes, most, "right")))
+            stop = max(at + 1, int(np.searchsorted(ends, most, "right")))
             some = slice(at, stop)
             found = self._crcs_of(contents[some], crcs[some] if crcs is not None else None)
             row["crc"][some] = found

@@ -329,7 +329,7 @@ class Emitter:
         index = 0
         while index < len(pairs):
             key, value = pairs[index]
-            if bulk is not None and type(value) not in self._builtin:
+            if bulk is not None and (type(value) is dict or type(value) not in self._builtin):
                 done = bulk(self, pairs, index)
                 if done:
                     index += done

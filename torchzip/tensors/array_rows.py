@@ -3,27 +3,29 @@
 A state dict has thousands of entries that differ in little: a name, a tensor that shares its
 memory with no other, a storage key, and memo numbers that go up by one from put to put. So the
 opcodes from one name's put to its tensor's are the same bytes for every tensor of a `Form`, with
-gaps for the key and the numbers. A `_Template` has those bytes and fills the gaps: for many tensors
-of one form as columns of a numpy array, for one or a few as one large integer.
+gaps for the key and the numbers. The states of an optimizer are alike in the same way: for each
+parameter a dict of tensors under the same few strings. A `_Template` has those bytes and fills the
+gaps: for many as columns of an array, for a few as one large integer each.
 
 Equal to writing the pairs one by one, byte for byte (a test compares them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import enum
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchzip.pickling.emitter import Emitter
-from torchzip.pickling.opcodes import get_opcode, put_opcode, text_opcode
+from torchzip.pickling.opcodes import get_opcode, text_opcode
 from torchzip.tensors.memory import Form
 from torchzip.tensors.reduce import (
     DenseWriter,
-    Prefix,
     StorageKeys,
     Stored,
     int_opcode,
@@ -32,19 +34,48 @@ from torchzip.tensors.reduce import (
 
 Numbers = NDArray[np.int64]
 
-#: A name, a key, a persistent id, size, stride, hooks, arguments and the tensor; for a parameter
-#: its hooks, its arguments and itself.
-_MOST_PUTS = 11
-#: From so many tensors of one form on, numpy's columns are quicker than integers.
-_COLUMNS_FROM = 8
+#: The first memo number whose put has four bytes for it.
+_FIRST_LONG = 256
+#: A key, a persistent id, size, stride, hooks, arguments and the tensor; for a parameter its
+#: hooks, its arguments and itself.
+_MOST_PUTS = 10
 #: So many pairs make a run: fewer are as quick one by one.
 _LEAST_PAIRS = 24
 _MOST_PAIRS = 1000
+#: From so many rows of one template on, columns are quicker than integers; more than the second
+#: number at once do not stay in the processor's cache.
+_COLUMNS_FROM = 8
+_COLUMNS_TO = 100
+
+#: What decides the opcodes of a pair: the memo numbers of the strings in an inner dict and the
+#: forms of its tensors, or no numbers and the form of a tensor.
+Look = tuple[tuple[int, ...], tuple[Form, ...]]
+
+
+class _Gap(enum.Enum):
+    """A place in a template that is filled: with a storage key, or the put of what precedes it."""
+
+    KEY = enum.auto()
+    PUT = enum.auto()
+    TENSOR_PUT = enum.auto()
+
+
+class _Run(NamedTuple):
+    """Pairs of a dict that may be rows: strings and tensors, or ints and dicts of tensors."""
+
+    keys: Sequence[Any]
+    #: The ids of what gets the first number of each pair: its key, or the inner dict.
+    firsts: list[int]
+    #: As many for each pair.
+    tensors: Sequence[Any]
+    tensor_ids: list[int]
+    #: One for each pair, or None if it cannot be a row.
+    looks: list[Look | None]
 
 
 @dataclass(eq=False)
 class ArrayRows:
-    """Writes tensors that stand alone: runs of pairs of a new string and such a tensor, or one.
+    """Writes tensors that stand alone: runs of pairs with such tensors, or one tensor.
 
     ``forms`` maps the ids of such tensors to their forms; ``storages`` has what is stored for
     those that are not arrays.
@@ -56,78 +87,108 @@ class ArrayRows:
     storages: Mapping[int, Stored]
 
     def __post_init__(self) -> None:
-        # By the length of the storage key and of the puts, then by form.
-        self._templates: dict[tuple[int, bool], dict[Form, _Template]] = {}
+        # By the length of the storage keys, and by whether the puts of a single tensor are short.
+        self._templates: dict[tuple[int, bool], dict[Form | Look, _Template]] = {}
         # Where runs end early, the next ones are looked for in fewer pairs.
         self._window = _MOST_PAIRS
 
     def __call__(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]], start: int) -> int:
         """Write pairs from ``start`` up to the first that is something else; return how many."""
-        stop = min(len(pairs), start + self._window)
-        if emitter.count < 256:  # as many as have short puts; those of the next begin short
-            stop = min(stop, start + (256 - emitter.count) // _MOST_PUTS)
-        # And as many as have keys of one length.
+        value = pairs[start][1]
+        is_nested = type(value) is dict
+        first = next(iter(value.values()), None) if is_nested else value
+        width = len(value) if is_nested else 1
+        if id(first) not in self.forms or emitter.count < _FIRST_LONG or width >= _LEAST_PAIRS:
+            return 0
         first_key = len(self.keys.order)
         key_nbytes = len(str(first_key))
-        stop = min(stop, start + 10**key_nbytes - first_key)
-        form = self.forms.get(id(pairs[start][1]))
-        short = emitter.count < 256
-        if (
-            form is None
-            or stop - start < _LEAST_PAIRS
-            or self._template(emitter, form, key_nbytes, short) is None
-        ):
+        # As many as have keys of one length.
+        most = (10**key_nbytes - first_key) // width
+        stop = min(len(pairs), start + self._window, start + most)
+        if stop - start < _LEAST_PAIRS:
             return 0
-        names, values = zip(*pairs[start:stop], strict=True)
-        name_ids = list(map(id, names))
-        value_ids = list(map(id, values))
-        found = list(map(self.forms.get, value_ids))
+        run = (self._of_dicts if is_nested else self._of_tensors)(emitter, pairs[start:stop])
         templates = {
-            form: self._template(emitter, form, key_nbytes, short)
-            for form in dict.fromkeys(found)
-            if form is not None
+            look: None if look is None else self._row_template(emitter, look, key_nbytes)
+            for look in dict.fromkeys(run.looks)
         }
-        count = self._ordinary(emitter, names, name_ids, value_ids, found, templates)
-        self._window = min(max(_LEAST_PAIRS, 2 * count), _MOST_PAIRS)
+        count = _count_ordinary(emitter, run, templates, width)
+        if count == len(run.looks):
+            self._window = min(2 * self._window, _MOST_PAIRS)
+        else:
+            self._window = max(2 * count, _LEAST_PAIRS)
         if count < _LEAST_PAIRS:
             return 0
-        forms: list[Any] = found[:count]
+        tensor_ids = run.tensor_ids[: count * width]
         storages: list[Any] | None = None
         if self.storages:
-            storages = list(map(self.storages.get, value_ids[:count], values))
+            storages = list(map(self.storages.get, tensor_ids, run.tensors))
             if not self.keys.are_new(storages):
                 self._window = _LEAST_PAIRS
                 return 0
-        bounds = self._write(emitter, names[:count], forms, templates, first_key)
-        emitter.memo.update(zip(name_ids, bounds[:-1].tolist(), strict=False))
-        emitter.memo.update(zip(value_ids, (bounds[1:] - 1).tolist(), strict=False))
-        emitter.count = int(bounds[-1])
-        if storages is None:  # nobody else mentions those of arrays
-            self.keys.order += values[:count]
-        else:
-            keys = self.keys.add(storages)
-            begins = bounds[:-1].tolist()
-            emitter.memo.update(
-                (id(key), begin + 1) for key, begin in zip(keys, begins, strict=True)
-            )
+        used = {look: each for look, each in templates.items() if look and each}
+        self._write(emitter, run, count, used, storages or run.tensors[: count * width])
         return count
+
+    def _write(
+        self,
+        emitter: Emitter,
+        run: _Run,
+        count: int,
+        templates: Mapping[Look, _Template],
+        stored: Sequence[Stored],
+    ) -> None:
+        """Write the first pairs of a run, whose tensors lie on the new storages ``stored``."""
+        place: dict[Any, int] = {look: index for index, look in enumerate(templates)}
+        group = np.fromiter(map(place.__getitem__, run.looks[:count]), np.int64, count)
+        bounds = np.full(count + 1, emitter.count, np.int64)
+        bounds[1:] += np.cumsum(np.array([each.puts for each in templates.values()])[group])
+        begins = bounds[:-1]
+        first_key = len(self.keys.order)
+        first_keys = np.arange(first_key, first_key + len(stored), len(stored) // count)
+        rows = []
+        for index, template in enumerate(templates.values()):
+            members = np.flatnonzero(group == index)
+            rows.append(iter(template.rows(first_keys[members], begins[members])))
+        parts: list[Any] = [b""] * (2 * count)
+        parts[0::2] = _opcodes_of(run.keys[:count])
+        parts[1::2] = map(next, map(rows.__getitem__, group.tolist()))
+        emitter.write(b"".join(parts))
+        emitter.count = int(bounds[-1])
+
+        def number(ids: Iterable[int], steps: list[list[int]]) -> None:
+            """Give the numbers that are some steps after the first of each pair."""
+            numbers = begins[:, None] + np.array(steps)[group]
+            emitter.memo.update(zip(ids, numbers.ravel().tolist(), strict=False))
+
+        number(run.firsts, [[0]] * len(templates))
+        number(run.tensor_ids, [each.tensor_puts for each in templates.values()])
+        if not self.storages:  # nobody else mentions the keys of arrays
+            self.keys.order += stored
+        else:
+            key_ids = map(id, self.keys.add(stored))
+            number(key_ids, [each.key_puts for each in templates.values()])
 
     def one(self, emitter: Emitter, value: Any) -> bool:
         """Write a tensor that has no number yet, with its put; return False if it has no row."""
         form = self.forms.get(id(value))
         if form is None:
             return False
-        begin, order = emitter.count, self.keys.order
-        short = begin < 256
-        if short and begin + _MOST_PUTS > 256:
+        begin, key = emitter.count, len(self.keys.order)
+        short = begin < _FIRST_LONG
+        if short and begin + _MOST_PUTS > _FIRST_LONG:
             return False
-        key = str(len(order))
-        template = self._template(emitter, form, len(key), short)
+        key_nbytes = len(str(key))
+        templates = self._templates.setdefault((key_nbytes, short), {})
+        template = templates.get(form)
         if template is None:
-            return False
+            parts = self._parts(emitter, form)
+            if parts is None:
+                return False
+            template = templates[form] = _Template(parts, key_nbytes, short)
         storage = self.storages.get(id(value)) if self.storages else None
         if storage is None:
-            order.append(value)
+            self.keys.order.append(value)
         elif self.keys.are_new([storage]):
             emitter.memo[id(self.keys.add([storage])[0])] = begin
         else:
@@ -137,120 +198,75 @@ class ArrayRows:
         emitter.memo[id(value)] = begin + template.puts - 1
         return True
 
-    def _template(
-        self, emitter: Emitter, form: Form, key_nbytes: int, short: bool
-    ) -> _Template | None:
-        """Return the template of a form; None as long as what it mentions has no numbers."""
-        templates = self._templates.setdefault((key_nbytes, short), {})
-        template = templates.get(form)
+    def _of_tensors(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]]) -> _Run:
+        names, values = zip(*pairs, strict=True)
+        ids = list(map(id, values))
+        forms = list(map(self.forms.get, ids))
+        look_of: dict[Form | None, Look | None] = {
+            form: None if form is None else ((), (form,)) for form in dict.fromkeys(forms)
+        }
+        looks = list(map(look_of.__getitem__, forms))
+        if set(map(type, names)) != {str}:
+            pairs_of = zip(names, looks, strict=True)
+            looks = [look if type(name) is str else None for name, look in pairs_of]
+        return _Run(names, list(map(id, names)), values, ids, looks)
+
+    def _of_dicts(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]]) -> _Run:
+        name_ids = tuple(map(id, pairs[0][1]))
+        numbers: Any = tuple(map(emitter.memo.get, name_ids))
+        keys: list[int] = []
+        dicts: list[dict[Any, Any]] = []
+        for key, inner in pairs:
+            if (
+                None in numbers
+                or type(key) is not int
+                or not 0 <= key < 1 << 31
+                or type(inner) is not dict
+                or tuple(map(id, inner)) != name_ids
+            ):
+                break
+            keys.append(key)
+            dicts.append(inner)
+        tensors = list(chain.from_iterable(map(dict.values, dicts)))
+        ids = list(map(id, tensors))
+        forms: Any = zip(*[map(self.forms.get, ids)] * len(name_ids), strict=True)
+        looks = [None if None in some else (numbers, some) for some in forms]
+        return _Run(keys, list(map(id, dicts)), tensors, ids, looks)
+
+    def _row_template(self, emitter: Emitter, look: Look, key_nbytes: int) -> _Template | None:
+        """Return the template of pairs; None as long as what it mentions has no numbers."""
+        templates = self._templates.setdefault((key_nbytes, False), {})
+        template = templates.get(look)
         if template is None:
-            prefix = self.dense.prefix(emitter, form.torch_dtype)
-            call = b""
-            if form.parameter is not None:
-                number = emitter.memo.get(("torch._utils", "_rebuild_parameter"))
-                if number is None:
-                    return None
-                call = get_opcode(number)
-            if prefix is None:
+            numbers, forms = look
+            found = [self._parts(emitter, form) for form in forms]
+            if None in found:
                 return None
-            template = templates[form] = _Template(call, prefix, form, key_nbytes, short)
+            parts: list[bytes | _Gap] = [b"}", _Gap.PUT] if numbers else [_Gap.PUT]
+            if len(numbers) > 1:
+                parts.append(b"(")
+            for index, tensor in enumerate(found):
+                if numbers:
+                    parts.append(get_opcode(numbers[index]))
+                parts += tensor or ()
+            if numbers:
+                parts.append(b"u" if len(numbers) > 1 else b"s")
+            template = templates[look] = _Template(parts, key_nbytes, False)
         return template
 
-    def _ordinary(
-        self,
-        emitter: Emitter,
-        names: Sequence[Any],
-        name_ids: list[int],
-        value_ids: list[int],
-        forms: list[Form | None],
-        templates: dict[Form, _Template | None],
-    ) -> int:
-        """Return how many pairs from the first on are a new string and a new tensor of a row."""
-        memo = emitter.memo.keys()
-        ids = {*name_ids, *value_ids}
-        if (
-            len(ids) == 2 * len(names)  # a stranger's iterator may give an object twice
-            and memo.isdisjoint(ids)
-            and set(map(type, names)) == {str}
-            and None not in forms
-            and None not in templates.values()
-        ):
-            return len(names)
-        met: set[int] = set()
-        for count, form in enumerate(forms):
-            ids = {name_ids[count], value_ids[count]}
-            if (
-                form is None
-                or templates[form] is None
-                or type(names[count]) is not str
-                or not memo.isdisjoint(ids)
-                or not met.isdisjoint(ids)
-            ):
-                return count
-            met |= ids
-        return len(names)
-
-    def _write(
-        self,
-        emitter: Emitter,
-        names: Sequence[str],
-        forms: list[Form],
-        templates: Mapping[Form, _Template | None],
-        first_key: int,
-    ) -> Numbers:
-        """Write the pairs; return the memo numbers where each begins, and where the last ends."""
-        count = len(names)
-        used = {form: template for form, template in templates.items() if template is not None}
-        try:
-            texts = list(map(str.encode, names))
-        except UnicodeEncodeError:
-            texts = [name.encode("utf-8", "surrogatepass") for name in names]
-        # What follows a row is the head of the next name, which thus is part of the row.
-        nbytes = np.zeros(count, np.int64)
-        nbytes[:-1] = np.fromiter(map(len, texts[1:]), np.int64, count - 1)
-        bounds = np.full(count + 1, emitter.count, np.int64)
-        keys = np.arange(first_key, first_key + count)
-        if len(used) == 1:
-            (template,) = used.values()
-            bounds[1:] += (1 + template.puts) * np.arange(1, count + 1)
-            rows = template.rows(keys, bounds[:-1], nbytes)
-        else:
-            place = {form: index for index, form in enumerate(used)}
-            group = np.fromiter(map(place.__getitem__, forms), np.int64, count)
-            puts = np.array([1 + template.puts for template in used.values()])
-            bounds[1:] += np.cumsum(puts[group])
-            rows = [b""] * count
-            for index, template in enumerate(used.values()):
-                members = np.flatnonzero(group == index)
-                made = template.rows(keys[members], bounds[members], nbytes[members])
-                for member, row in zip(members.tolist(), made, strict=True):
-                    rows[member] = row
-        rows[-1] = rows[-1][: -len(_NO_NAME)]
-        parts = [b""] * (2 * count)
-        parts[0::2] = texts
-        parts[1::2] = rows
-        emitter.write(text_opcode(len(texts[0])) + b"".join(parts))
-        return bounds
-
-
-_NO_NAME = text_opcode(0)
-
-
-class _Template:
-    """The opcodes of a tensor on a new storage up to its put, with gaps.
-
-    ``puts`` is how many memo numbers they take. A row is those opcodes, the put of a name before
-    them and the head of the next name after them.
-    """
-
-    def __init__(
-        self, call: bytes, prefix: Prefix, form: Form, key_nbytes: int, short: bool
-    ) -> None:
+    def _parts(self, emitter: Emitter, form: Form) -> list[bytes | _Gap] | None:
+        """Return the opcodes of a tensor up to its put; None if something there has no number."""
+        prefix = self.dense.prefix(emitter, form.torch_dtype)
+        call = b""
+        if form.parameter is not None:
+            number = emitter.memo.get(("torch._utils", "_rebuild_parameter"))
+            if number is None:
+                return None
+            call = get_opcode(number)
+        if prefix is None:
+            return None
         begin, location, hooks = prefix
-        begin = call + begin
-        key_head = text_opcode(key_nbytes)
-        pieces = [  # the bytes before each put
-            begin + key_head + bytes(key_nbytes),
+        pieces = [  # the bytes before each put after that of the key
             location + int_opcode(form.numel) + b"t",
             b"Q" + int_opcode(form.storage_offset) + ints_opcodes(form.shape),
             ints_opcodes(form.stride),
@@ -259,68 +275,112 @@ class _Template:
             b"R",
         ]
         if not form.shape:  # two empty tuples have no puts
-            pieces[2:5] = [b"".join(pieces[2:5])]
+            pieces[1:4] = [b"".join(pieces[1:4])]
         if form.parameter is not None:
             pieces += [(b"\x88" if form.parameter else b"\x89") + hooks, b"\x87", b"R"]
-        text = b""
-        places = []  # where the memo numbers go
+        parts: list[bytes | _Gap] = [call + begin, _Gap.KEY, _Gap.PUT]
         for piece in pieces:
-            text += piece + (b"q" if short else b"r")
-            places.append(len(text))
-            text += bytes(1 if short else 4)
-        self.puts = len(pieces)
-        self._text = text
-        self._key_at = len(begin) + len(key_head)
+            parts += (piece, _Gap.PUT)
+        parts[-1] = _Gap.TENSOR_PUT
+        return parts
+
+
+def _count_ordinary(
+    emitter: Emitter, run: _Run, templates: Mapping[Look | None, _Template | None], width: int
+) -> int:
+    """Return how many pairs from the first on have a template, and nothing that has a number."""
+    memo, count = emitter.memo.keys(), len(run.looks)
+    ids = {*run.firsts, *run.tensor_ids}
+    if (
+        len(ids) == (1 + width) * count  # a stranger's iterator may give an object twice
+        and memo.isdisjoint(ids)
+        and None not in templates.values()
+    ):
+        return count
+    met: set[int] = set()
+    for index, look in enumerate(run.looks):
+        ids = {run.firsts[index], *run.tensor_ids[index * width : (index + 1) * width]}
+        is_new = len(ids) == 1 + width and memo.isdisjoint(ids) and met.isdisjoint(ids)
+        if templates[look] is None or not is_new:
+            return index
+        met |= ids
+    return count
+
+
+def _opcodes_of(keys: Sequence[Any]) -> list[bytes]:
+    """Return the opcodes of strings without their puts, or of ints that are not negative."""
+    if type(keys[0]) is int:
+        return list(map(int_opcode, keys))
+    try:
+        texts = list(map(str.encode, keys))
+    except UnicodeEncodeError:
+        texts = [key.encode("utf-8", "surrogatepass") for key in keys]
+    return [text_opcode(len(text)) + text for text in texts]
+
+
+class _Template:
+    """Opcodes with gaps for storage keys of one length and for memo numbers, which go up by one.
+
+    ``puts`` is how many memo numbers they take, ``key_puts`` and ``tensor_puts`` say which of these
+    are of the keys and of the tensors.
+    """
+
+    def __init__(self, parts: Sequence[bytes | _Gap], key_nbytes: int, short: bool) -> None:
+        text = bytearray()
+        puts_at: list[int] = []
+        self._keys_at: list[int] = []
+        self.key_puts: list[int] = []
+        self.tensor_puts: list[int] = []
+        for part in parts:
+            if isinstance(part, bytes):
+                text += part
+            elif part is _Gap.KEY:
+                text += text_opcode(key_nbytes)
+                self.key_puts.append(len(puts_at))
+                self._keys_at.append(len(text))
+                text += bytes(key_nbytes)
+            else:
+                if part is _Gap.TENSOR_PUT:
+                    self.tensor_puts.append(len(puts_at))
+                text += b"q" if short else b"r"
+                puts_at.append(len(text))
+                text += bytes(1 if short else 4)
+        self.puts = len(puts_at)
         self._key_nbytes = key_nbytes
-        # As one little-endian number: memo numbers are consecutive, so the first of them times
-        # ones in all gaps, and the constant steps between them.
-        steps = sum(index << 8 * place for index, place in enumerate(places))
-        self._constant = int.from_bytes(text, "little") + steps
-        self._ones = sum(1 << 8 * place for place in places)
-        self._places = places
-        self._short = short
-        self._row: np.dtype[np.void] | None = None
+        # As one little-endian number: the first memo number times ones in all gaps, and the
+        # constant steps between them.
+        ones = bytearray(len(text))
+        for index, at in enumerate(puts_at):
+            text[at] = index
+            ones[at] = 1
+        self._text = bytes(text)
+        self._constant = int.from_bytes(text, "little")
+        self._ones = int.from_bytes(ones, "little")
+        self._puts_at = puts_at
 
-    def one(self, key: str, begin: int) -> bytes:
-        """Return the opcodes by the storage key and the first memo number."""
+    def one(self, first_key: int, begin: int) -> bytes:
+        """Return the opcodes by the first storage key and the first memo number."""
         row = self._constant + begin * self._ones
-        row += int.from_bytes(key.encode(), "little") << 8 * self._key_at
-        return row.to_bytes(len(self._text), "little")
+        text = bytearray(row.to_bytes(len(self._text), "little"))
+        for key, at in enumerate(self._keys_at, first_key):
+            text[at : at + self._key_nbytes] = b"%d" % key
+        return bytes(text)
 
-    def rows(self, keys: Numbers, begins: Numbers, name_nbytes: Numbers) -> list[bytes]:
-        """Return rows by their storage keys, first memo numbers and the bytes of the next names."""
-        if len(keys) >= _COLUMNS_FROM:
-            return self._as_columns(keys, begins, name_nbytes)
-        return [
-            put_opcode(begin) + self.one(str(key), begin + 1) + text_opcode(nbytes)
-            for key, begin, nbytes in zip(
-                keys.tolist(), begins.tolist(), name_nbytes.tolist(), strict=True
-            )
-        ]
-
-    def _as_columns(self, keys: Numbers, begins: Numbers, name_nbytes: Numbers) -> list[bytes]:
-        text = b"q\0" if self._short else b"r\0\0\0\0"
-        before = len(text)
-        text += self._text + _NO_NAME
-        if self._row is None:
-            number = "u1" if self._short else "<u4"
-            puts = [1, *(before + place for place in self._places)]
-            key_at = before + self._key_at
-            fields = {
-                **{f"put {index}": (number, place) for index, place in enumerate(puts)},
-                **{f"digit {at}": ("u1", key_at + at) for at in range(self._key_nbytes)},
-                "name": ("<u4", len(text) - 4),
-            }
-            formats, offsets = zip(*fields.values(), strict=True)
-            self._row = np.dtype(
-                {"names": [*fields], "formats": formats, "offsets": offsets, "itemsize": len(text)}
-            )
-        table = np.frombuffer(bytearray(text * len(keys)), self._row)
-        for index in range(self.puts + 1):
-            table[f"put {index}"] = begins + index
-        for index in range(self._key_nbytes):
-            digits = keys // 10 ** (self._key_nbytes - 1 - index) % 10
-            table[f"digit {index}"] = ord("0") + digits
-        table["name"] = name_nbytes
-        rows: list[bytes] = table.view(f"V{len(text)}").tolist()
-        return rows
+    def rows(self, first_keys: Numbers, begins: Numbers) -> list[bytes]:
+        """Return `one` for each, with puts of four bytes."""
+        count = len(begins)
+        if count < _COLUMNS_FROM:
+            return list(map(self.one, first_keys.tolist(), begins.tolist()))
+        made: list[bytes] = []
+        tens = 10 ** np.arange(self._key_nbytes)[::-1]
+        puts_at = np.add.outer(self._puts_at, range(4)).ravel()
+        for some in (slice(at, at + _COLUMNS_TO) for at in range(0, count, _COLUMNS_TO)):
+            numbers = (begins[some, None] + np.arange(self.puts)).astype("<u4")
+            table = np.empty((len(numbers), len(self._text)), np.uint8)
+            table[:] = np.frombuffer(self._text, np.uint8)
+            table[:, puts_at] = numbers.view(np.uint8)
+            for index, at in enumerate(self._keys_at):
+                digits = (first_keys[some, None] + index) // tens % 10
+                table[:, at : at + self._key_nbytes] = ord("0") + digits
+            made += table.view(f"V{len(self._text)}").ravel().tolist()
+        return made
