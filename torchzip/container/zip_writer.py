@@ -281,13 +281,14 @@ class ZipWriter:
         padding_of = {gap: _padding(gap) for gap in set(gaps)}
         paddings = list(map(padding_of.__getitem__, gaps))
         ends = starts + sizes
+        all_found: list[int] = []
         at = 0
         while at < count:
             most = starts[at] + _JOINED_NBYTES
             stop = max(at + 1, int(np.searchsorted(ends, most, "right")))
             some = slice(at, stop)
             found = self._crcs_of(contents[some], crcs[some] if crcs is not None else None)
-            row["crc"][some] = found
+            all_found += found
             between["crc"][at + 1 : stop + 1] = found[: count - 1 - at]
             parts: list[Any] = [b""] * (3 * (stop - at))
             parts[0::3] = between[some].view(f"V{between.itemsize}").tolist()
@@ -302,6 +303,7 @@ class ZipWriter:
             self._add_id_crcs(joined, (starts[some] - self.position).tolist(), sizes[some], found)
             self._put(joined)
             at = stop
+        row["crc"] = all_found
         self.rows.append(row.tobytes())
         self._seen.update(names)
         self._names += names

@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,10 +42,10 @@ _MOST_PUTS = 10
 #: So many pairs make a run: fewer are as quick one by one.
 _LEAST_PAIRS = 24
 _MOST_PAIRS = 1000
-#: From so many rows of one template on, columns are quicker than integers; more than the second
-#: number at once do not stay in the processor's cache.
+#: From so many rows of one template on, columns are quicker than integers.
 _COLUMNS_FROM = 8
-_COLUMNS_TO = 100
+#: More puts at once do not stay in the processor's cache.
+_COLUMNS_PUTS = 10_000
 
 #: What decides the opcodes of a pair: the memo numbers of the strings in an inner dict and the
 #: forms of its tensors, or no numbers and the form of a tensor.
@@ -69,8 +69,9 @@ class _Run(NamedTuple):
     #: As many for each pair.
     tensors: Sequence[Any]
     tensor_ids: list[int]
-    #: One for each pair, or None if it cannot be a row.
+    #: The looks that pairs have, None for what cannot be a row, and the index of that of each.
     looks: list[Look | None]
+    look_at: list[int]
 
 
 @dataclass(eq=False)
@@ -108,12 +109,9 @@ class ArrayRows:
         if stop - start < _LEAST_PAIRS:
             return 0
         run = (self._of_dicts if is_nested else self._of_tensors)(emitter, pairs[start:stop])
-        templates = {
-            look: None if look is None else self._row_template(emitter, look, key_nbytes)
-            for look in dict.fromkeys(run.looks)
-        }
+        templates = [look and self._row_template(emitter, look, key_nbytes) for look in run.looks]
         count = _count_ordinary(emitter, run, templates, width)
-        if count == len(run.looks):
+        if count == len(run.look_at):
             self._window = min(2 * self._window, _MOST_PAIRS)
         else:
             self._window = max(2 * count, _LEAST_PAIRS)
@@ -126,7 +124,9 @@ class ArrayRows:
             if not self.keys.are_new(storages):
                 self._window = _LEAST_PAIRS
                 return 0
-        used = {look: each for look, each in templates.items() if look and each}
+        # The first pairs all have a template, so anything does where there is none.
+        unused: Any = templates[run.look_at[0]]
+        used = [each or unused for each in templates]
         self._write(emitter, run, count, used, storages or run.tensors[: count * width])
         return count
 
@@ -135,24 +135,25 @@ class ArrayRows:
         emitter: Emitter,
         run: _Run,
         count: int,
-        templates: Mapping[Look, _Template],
+        templates: Sequence[_Template],
         stored: Sequence[Stored],
     ) -> None:
         """Write the first pairs of a run, whose tensors lie on the new storages ``stored``."""
-        place: dict[Any, int] = {look: index for index, look in enumerate(templates)}
-        group = np.fromiter(map(place.__getitem__, run.looks[:count]), np.int64, count)
+        group = np.array(run.look_at[:count])
         bounds = np.full(count + 1, emitter.count, np.int64)
-        bounds[1:] += np.cumsum(np.array([each.puts for each in templates.values()])[group])
+        bounds[1:] += np.cumsum(np.array([each.puts for each in templates])[group])
         begins = bounds[:-1]
         first_key = len(self.keys.order)
         first_keys = np.arange(first_key, first_key + len(stored), len(stored) // count)
-        rows = []
-        for index, template in enumerate(templates.values()):
+        rows: list[bytes] = []
+        place_of = np.empty(count, np.int64)
+        for index, template in enumerate(templates):
             members = np.flatnonzero(group == index)
-            rows.append(iter(template.rows(first_keys[members], begins[members])))
-        parts: list[Any] = [b""] * (2 * count)
-        parts[0::2] = _opcodes_of(run.keys[:count])
-        parts[1::2] = map(next, map(rows.__getitem__, group.tolist()))
+            place_of[members] = np.arange(len(rows), len(rows) + len(members))
+            rows += template.rows(first_keys[members], begins[members])
+        parts = [b""] * (3 * count)
+        parts[0::3], parts[1::3] = _key_opcodes(run.keys[:count])
+        parts[2::3] = map(rows.__getitem__, place_of.tolist())
         emitter.write(b"".join(parts))
         emitter.count = int(bounds[-1])
 
@@ -162,12 +163,12 @@ class ArrayRows:
             emitter.memo.update(zip(ids, numbers.ravel().tolist(), strict=False))
 
         number(run.firsts, [[0]] * len(templates))
-        number(run.tensor_ids, [each.tensor_puts for each in templates.values()])
+        number(run.tensor_ids, [each.tensor_puts for each in templates])
         if not self.storages:  # nobody else mentions the keys of arrays
             self.keys.order += stored
         else:
             key_ids = map(id, self.keys.add(stored))
-            number(key_ids, [each.key_puts for each in templates.values()])
+            number(key_ids, [each.key_puts for each in templates])
 
     def one(self, emitter: Emitter, value: Any) -> bool:
         """Write a tensor that has no number yet, with its put; return False if it has no row."""
@@ -202,14 +203,15 @@ class ArrayRows:
         names, values = zip(*pairs, strict=True)
         ids = list(map(id, values))
         forms = list(map(self.forms.get, ids))
-        look_of: dict[Form | None, Look | None] = {
-            form: None if form is None else ((), (form,)) for form in dict.fromkeys(forms)
-        }
-        looks = list(map(look_of.__getitem__, forms))
+        index_of = {form: index for index, form in enumerate(dict.fromkeys(forms))}
+        looks: list[Look | None] = [None if form is None else ((), (form,)) for form in index_of]
+        look_at = list(map(index_of.__getitem__, forms))
         if set(map(type, names)) != {str}:
-            pairs_of = zip(names, looks, strict=True)
-            looks = [look if type(name) is str else None for name, look in pairs_of]
-        return _Run(names, list(map(id, names)), values, ids, looks)
+            at_none = len(looks)
+            looks.append(None)
+            named = zip(names, look_at, strict=True)
+            look_at = [at if type(name) is str else at_none for name, at in named]
+        return _Run(names, list(map(id, names)), values, ids, looks, look_at)
 
     def _of_dicts(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]]) -> _Run:
         name_ids = tuple(map(id, pairs[0][1]))
@@ -229,9 +231,11 @@ class ArrayRows:
             dicts.append(inner)
         tensors = list(chain.from_iterable(map(dict.values, dicts)))
         ids = list(map(id, tensors))
-        forms: Any = zip(*[map(self.forms.get, ids)] * len(name_ids), strict=True)
-        looks = [None if None in some else (numbers, some) for some in forms]
-        return _Run(keys, list(map(id, dicts)), tensors, ids, looks)
+        forms: Any = list(zip(*[map(self.forms.get, ids)] * len(name_ids), strict=True))
+        index_of = {some: index for index, some in enumerate(dict.fromkeys(forms))}
+        looks = [None if None in some else (numbers, some) for some in index_of]
+        look_at = list(map(index_of.__getitem__, forms))
+        return _Run(keys, list(map(id, dicts)), tensors, ids, looks, look_at)
 
     def _row_template(self, emitter: Emitter, look: Look, key_nbytes: int) -> _Template | None:
         """Return the template of pairs; None as long as what it mentions has no numbers."""
@@ -286,36 +290,41 @@ class ArrayRows:
 
 
 def _count_ordinary(
-    emitter: Emitter, run: _Run, templates: Mapping[Look | None, _Template | None], width: int
+    emitter: Emitter, run: _Run, templates: Sequence[_Template | None], width: int
 ) -> int:
     """Return how many pairs from the first on have a template, and nothing that has a number."""
-    memo, count = emitter.memo.keys(), len(run.looks)
+    memo, count = emitter.memo.keys(), len(run.look_at)
     ids = {*run.firsts, *run.tensor_ids}
     if (
         len(ids) == (1 + width) * count  # a stranger's iterator may give an object twice
         and memo.isdisjoint(ids)
-        and None not in templates.values()
+        and None not in templates
     ):
         return count
     met: set[int] = set()
-    for index, look in enumerate(run.looks):
+    for index, look_at in enumerate(run.look_at):
         ids = {run.firsts[index], *run.tensor_ids[index * width : (index + 1) * width]}
         is_new = len(ids) == 1 + width and memo.isdisjoint(ids) and met.isdisjoint(ids)
-        if templates[look] is None or not is_new:
+        if templates[look_at] is None or not is_new:
             return index
         met |= ids
     return count
 
 
-def _opcodes_of(keys: Sequence[Any]) -> list[bytes]:
-    """Return the opcodes of strings without their puts, or of ints that are not negative."""
+def _key_opcodes(keys: Sequence[Any]) -> tuple[Iterable[bytes], list[bytes]]:
+    """Return the opcodes of strings without their puts, or of ints that are not negative.
+
+    Those of each are in two parts.
+    """
     if type(keys[0]) is int:
-        return list(map(int_opcode, keys))
+        return repeat(b"", len(keys)), list(map(int_opcode, keys))
     try:
         texts = list(map(str.encode, keys))
     except UnicodeEncodeError:
         texts = [key.encode("utf-8", "surrogatepass") for key in keys]
-    return [text_opcode(len(text)) + text for text in texts]
+    lengths = list(map(len, texts))
+    heads = {length: text_opcode(length) for length in set(lengths)}
+    return map(heads.__getitem__, lengths), texts
 
 
 class _Template:
@@ -374,7 +383,8 @@ class _Template:
         made: list[bytes] = []
         tens = 10 ** np.arange(self._key_nbytes)[::-1]
         puts_at = np.add.outer(self._puts_at, range(4)).ravel()
-        for some in (slice(at, at + _COLUMNS_TO) for at in range(0, count, _COLUMNS_TO)):
+        step = _COLUMNS_PUTS // self.puts
+        for some in (slice(at, at + step) for at in range(0, count, step)):
             numbers = (begins[some, None] + np.arange(self.puts)).astype("<u4")
             table = np.empty((len(numbers), len(self._text)), np.uint8)
             table[:] = np.frombuffer(self._text, np.uint8)
