@@ -285,25 +285,29 @@ class Survey:
             self._todo += [(key, link) for key in keys if type(key) not in _WITHOUT_ARRAYS]
 
     def _add_dicts(self, keys: Collection[Any], dicts: Collection[Any], link: _Link) -> bool:
-        """Add dicts of arrays under strings, such as the states of an optimizer, all at once.
+        """Add dicts of strings all at once, such as the states of an optimizer or ``_metadata``.
 
-        Return False, having done nothing, if something else is in them.
+        Return False, having done nothing, if something else than arrays alone or plain values
+        alone is in them.
         """
         ids = set(map(id, dicts))
-        arrays = [array for inside in dicts for array in inside.values()]
+        arrays = [value for inside in dicts for value in inside.values()]
         names = [name for inside in dicts for name in inside]
+        kinds = set(map(type, arrays))
         if (
-            set(map(type, arrays)) != _ARRAYS
-            or set(map(type, names)) != _STRINGS
+            (kinds != _ARRAYS and not kinds <= _WITHOUT_ARRAYS)
+            or not set(map(type, names)) <= _STRINGS
             or len(ids) < len(dicts)
             or not self._seen.isdisjoint(ids)
         ):
             return False
         self._seen |= ids
         self._alive += dicts
+        self._depth = max(self._depth, link.depth + 1)
+        if kinds != _ARRAYS:
+            return True
         self._arrays += arrays
         self._outer.append((keys, dicts, link))
-        self._depth = max(self._depth, link.depth + 1)
         self._names += len(names)
         self._names_length += 2 * _quoted_length(names, {str}) + sum(
             (link.length + _step_length(key)) * len(inside)

@@ -60,6 +60,10 @@ class _Gap(enum.Enum):
     TENSOR_PUT = enum.auto()
 
 
+# Looked up once: a member takes longer to find in its class than a part takes to be added.
+_KEY, _PUT, _TENSOR_PUT = _Gap
+
+
 class _Run(NamedTuple):
     """Pairs of a dict that may be rows: strings and tensors, or ints and dicts of tensors."""
 
@@ -246,7 +250,7 @@ class ArrayRows:
             found = [self._parts(emitter, form) for form in forms]
             if None in found:
                 return None
-            parts: list[bytes | _Gap] = [b"}", _Gap.PUT] if numbers else [_Gap.PUT]
+            parts: list[bytes | _Gap] = [b"}", _PUT] if numbers else [_PUT]
             if len(numbers) > 1:
                 parts.append(b"(")
             for index, tensor in enumerate(found):
@@ -282,10 +286,10 @@ class ArrayRows:
             pieces[1:4] = [b"".join(pieces[1:4])]
         if form.parameter is not None:
             pieces += [(b"\x88" if form.parameter else b"\x89") + hooks, b"\x87", b"R"]
-        parts: list[bytes | _Gap] = [call + begin, _Gap.KEY, _Gap.PUT]
+        parts: list[bytes | _Gap] = [call + begin, _KEY, _PUT]
         for piece in pieces:
-            parts += (piece, _Gap.PUT)
-        parts[-1] = _Gap.TENSOR_PUT
+            parts += (piece, _PUT)
+        parts[-1] = _TENSOR_PUT
         return parts
 
 
@@ -340,20 +344,20 @@ class _Template:
         self._keys_at: list[int] = []
         self.key_puts: list[int] = []
         self.tensor_puts: list[int] = []
+        put = b"q\0" if short else b"r\0\0\0\0"
         for part in parts:
-            if isinstance(part, bytes):
+            if type(part) is bytes:
                 text += part
-            elif part is _Gap.KEY:
+            elif part is _KEY:
                 text += text_opcode(key_nbytes)
                 self.key_puts.append(len(puts_at))
                 self._keys_at.append(len(text))
                 text += bytes(key_nbytes)
             else:
-                if part is _Gap.TENSOR_PUT:
+                if part is _TENSOR_PUT:
                     self.tensor_puts.append(len(puts_at))
-                text += b"q" if short else b"r"
-                puts_at.append(len(text))
-                text += bytes(1 if short else 4)
+                puts_at.append(len(text) + 1)
+                text += put
         self.puts = len(puts_at)
         self._key_nbytes = key_nbytes
         # As one little-endian number: the first memo number times ones in all gaps, and the
