@@ -137,7 +137,9 @@ class Descriptor:
             raise ValueError(f"{self._name}: the checkpoint is closed")
         return number
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object = None, error: object = None, trace: object = None) -> None:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = self._name  # the call only had the number
         self._users.pop()
         if self._number < 0:
             with contextlib.suppress(OSError):  # the file was only read: nothing is lost
