@@ -265,6 +265,16 @@ def test_legacy_streams_follow_one_another() -> None:
     assert tz.load(file).tolist() == [1, 2, 3, 4]
 
 
+def test_file_object_at_its_end() -> None:
+    """As it is right after a save to it: the file is not empty, and is not to be fetched again."""
+    file = io.BytesIO()
+    tz.save({"w": 1}, file)
+    with pytest.raises(tz.FormatError, match=r"no bytes are left after byte [\d,]+.*; seek to"):
+        tz.load(file)
+    file.seek(0)
+    assert tz.load(file) == {"w": 1}
+
+
 def test_foreign() -> None:
     """Names outside the table are kept, or refused with all of them listed."""
     parts = b.list_of(b.name("m", "C"), b.call("n.f", b.tensor()))
