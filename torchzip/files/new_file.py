@@ -39,6 +39,8 @@ class NewFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fsdecode(path)
+        if not self.name:  # which would be taken for the current folder
+            raise FileNotFoundError(errno.ENOENT, "The name of the file is empty", self.name)
         #: The path that is replaced, with symlinks resolved.
         self.target = os.path.realpath(self.name)
         self._fd = -1
