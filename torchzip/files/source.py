@@ -289,7 +289,7 @@ class FileObjectSource(Source):
         self._lock = threading.RLock()
         self.name = str(getattr(file, "name", None) or f"<{type(file).__name__}>")
         try:
-            #: Where the object stood, in the file.
+            #: The position of the object when it was given.
             self.start = _seek(file, os.SEEK_CUR)
             self.size = max(0, _seek(file, os.SEEK_END) - self.start)
             file.seek(self.start)

@@ -66,7 +66,7 @@ def _look_of(source: Source, head: bytes) -> str:
         return f"a record of an unzipped checkpoint. {_zip_again(folder)}"
     if not source.size and isinstance(source, FileObjectSource) and source.start:
         return (
-            f"no bytes are left after byte {source.start:,}, where the file object stands; seek to "
+            f"no bytes are left after byte {source.start:,}, where the file object is; seek to "
             "where the checkpoint begins"
         )
     if not source.size:
