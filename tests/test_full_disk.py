@@ -67,6 +67,7 @@ def test_full_disk(
     with pytest.raises(OSError, match=r".+") as caught:
         writer.write(disk, NEW)
     assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename in {str(disk / name) for name in writer.files}
     assert sorted(os.listdir(disk)) == sorted([*old, "filler"])
     assert all((disk / name).read_bytes() == data for name, data in old.items())
     filler.unlink()

@@ -150,6 +150,24 @@ def test_crc_is_checked_unless_told() -> None:
     assert tz.load(io.BytesIO(unchecked)).tolist() == [1, 2, 3, 4]
 
 
+def test_storage_that_does_not_fit_into_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says which file it is, and how to read it all the same."""
+    tz.save({"w": np.ones(1000)}, path)
+
+    def empty(shape: Any, *args: Any) -> Any:
+        if shape == 8000:
+            raise MemoryError
+        return np.zeros(shape, *args)
+
+    monkeypatch.setattr("torchzip.checkpoint.loading.np.empty", empty)
+    with pytest.raises(
+        OSError, match="storage 0 of 8,000 bytes does not fit into memory"
+    ) as caught:
+        tz.load(path)
+    assert caught.value.filename == str(path)
+    assert "mmap=True" in str(caught.value)
+
+
 def test_many_megabytes(path: Path) -> None:
     """What is read by more than one thread is the same, and damage in it is found."""
     state = {f"w{i}": np.arange(700_000, dtype=np.float32) + i for i in range(8)}
@@ -245,6 +263,16 @@ def test_legacy_streams_follow_one_another() -> None:
     assert tz.load(file).tolist() == [1, 2, 3, 4]
     assert file.tell() == len(one)
     assert tz.load(file).tolist() == [1, 2, 3, 4]
+
+
+def test_file_object_at_its_end() -> None:
+    """As it is right after a save to it: the file is not empty, and is not to be fetched again."""
+    file = io.BytesIO()
+    tz.save({"w": 1}, file)
+    with pytest.raises(tz.FormatError, match=r"no bytes are left after byte [\d,]+.*; seek to"):
+        tz.load(file)
+    file.seek(0)
+    assert tz.load(file) == {"w": 1}
 
 
 def test_foreign() -> None:

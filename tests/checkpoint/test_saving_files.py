@@ -79,8 +79,9 @@ def test_old_file_stays_if_the_disk_fails(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.raises(OSError, match=os.strerror(number)):
+        with pytest.raises(OSError, match=os.strerror(number)) as caught:
             tz.save({"new": np.ones(1000)}, path)
+        assert caught.value.filename == str(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["m.pt"]
 

@@ -538,6 +538,17 @@ def test_histogram_lines(counts: list[int], blocks: bool) -> None:
         assert (lowest[start + place * bar] != " ") == (count > 0)
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("most", [3, 999_999_999, 10**15])
+@pytest.mark.parametrize("bins", [1, 7, 61, 64])
+def test_histogram_on_a_narrow_screen(width: int, most: int, bins: int) -> None:
+    """A line that the terminal wraps tears the plot apart, so bins are put together."""
+    lines = histogram_lines([most] * bins, ("-1.5", "1.5"), width=width)
+    assert max(map(len, lines)) <= width
+    assert len(lines) == 8
+    assert lines[-3].count("█") >= min(bins, 13)
+
+
 # -- usage ---------------------------------------------------------------------------------------
 
 

@@ -266,6 +266,12 @@ def test_hard_link(tmp_path: Path, path: Path) -> None:
 # -- what cannot be replaced -------------------------------------------------------------------
 
 
+def test_no_name() -> None:
+    """It is not taken for the current folder."""
+    with pytest.raises(FileNotFoundError, match="name of the file is empty"):
+        open_sink("")
+
+
 def test_directory(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     with pytest.raises(OSError, match="a directory") as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import errno
 import io
 import mmap
 import os
@@ -386,6 +387,19 @@ def test_short_reads_of_the_kernel(path: Path, monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(source_module, "read_at", lambda fd, n, at: read_at(fd, min(n, 10), at))
         patch.setattr(source_module, "read_into", lambda fd, out, at: read_into(fd, out[:10], at))
         assert source.read_at(100, 500) == _DATA[100:600]
+
+
+def test_a_read_that_fails_names_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system says it of a descriptor, which tells nobody which of several files is broken."""
+
+    def fail(*args: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    source = FileSource(path)
+    monkeypatch.setattr(source_module, "read_at", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught:
+        source.read_at(0, 8)
+    assert caught.value.filename == str(path)
 
 
 @needs("pread")

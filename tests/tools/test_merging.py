@@ -91,7 +91,7 @@ def test_weights_and_options(paths: list[Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize("weights", [[1], [1, -1], [1, float("nan")]])
 def test_weights_that_are_none(paths: list[Path], tmp_path: Path, weights: list[float]) -> None:
     """As many as sources, and something to divide by."""
-    with pytest.raises(ValueError, match="weights"):
+    with pytest.raises(ValueError, match=r"the weights are \[1.0"):
         tz.tools.average(paths[:2], tmp_path / "o.pt", weights=weights)
 
 

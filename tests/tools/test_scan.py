@@ -303,6 +303,8 @@ def test_command(
     main(["scan", "bad.pkl", "--format", "json"])
     found = json.loads(capsys.readouterr().out)
     assert found["files"][0]["findings"][0]["name"] == "os.system"
+    main(["scan", "bad.pkl", "--json"])
+    assert json.loads(capsys.readouterr().out) == found
     main(["scan", ".", "--format", "sarif"])
     sarif = json.loads(capsys.readouterr().out)
     (run,) = sarif["runs"]

@@ -65,14 +65,19 @@ class EagerStorage(ArrayStorage):
 class EagerFactory(Factory):
     """Makes arrays over memory that `fill` reads into afterwards.
 
-    With ``map_file``, stored bytes are views of the mapped files, read-only.
+    With ``map_file``, stored bytes are views of the mapped files, read-only. ``name`` is that of
+    the checkpoint.
     """
 
     def __init__(
-        self, open_storage: OpenStorage, map_file: Callable[[str, Identity], MmapSource] | None
+        self,
+        open_storage: OpenStorage,
+        map_file: Callable[[str, Identity], MmapSource] | None,
+        name: str,
     ) -> None:
         super().__init__(open_storage)
         self._map_file = map_file
+        self._name = name
         self._to_fill: list[EagerStorage] = []
         self._to_resolve: list[tuple[NDArray[Any], NDArray[Any], TensorSpec]] = []
         self._to_check: list[OtherTensor] = []
@@ -91,7 +96,12 @@ class EagerFactory(Factory):
         try:
             memory = np.empty(nbytes, np.uint8)
         except MemoryError:
-            raise OSError(errno.ENOMEM, f"storage {key} of {nbytes:,} bytes does not fit") from None
+            raise OSError(
+                errno.ENOMEM,
+                f"storage {key} of {nbytes:,} bytes does not fit into memory. lazy_load, or "
+                "mmap=True, reads only what is used",
+                self._name,
+            ) from None
         made = EagerStorage(origin, memory)
         self._to_fill.append(made)
         return made
@@ -244,7 +254,7 @@ def load(
         factories: list[EagerFactory] = []
 
         def make_factory(open_storage: OpenStorage) -> EagerFactory:
-            factories.append(EagerFactory(open_storage, map_file))
+            factories.append(EagerFactory(open_storage, map_file, container.name))
             return factories[-1]
 
         contents = container.read(make_factory)

@@ -58,6 +58,12 @@ Exit status: 0 nothing found, 1 findings, 2 wrong usage, 3 a file could not be j
             "default": "text",
             "help": "of what is printed; sarif is for code scanners (default: text)",
         },
+        "--json": {
+            "dest": "format",
+            "action": "store_const",
+            "const": "json",
+            "help": "the same as --format json",
+        },
         "--fail-on": {
             "choices": _FAIL_ON,
             "default": "foreign",

@@ -196,7 +196,7 @@ def _stats_text(title: str, tensor: LazyTensor, made: Statistics) -> str:
     if made.counts:
         ends = (number_text(made.min), number_text(made.max))
         blocks = can_encode(sys.stdout.encoding)
-        lines += ["", *histogram_lines(made.counts, ends, blocks=blocks)]
+        lines += ["", *histogram_lines(made.counts, ends, blocks=blocks, width=screen().width)]
     return "\n".join(lines)
 
 

@@ -64,6 +64,7 @@ def run(
         for path in [*plan.sizes, *(each.path for each in plan.companions)]:
             files.append(NewFile(path))
             failed.callback(files[-1].abort)
+            failed.push(files[-1].names_target)
         _check_apart(files)
         files, beside = files[: len(plan.sizes)], files[len(plan.sizes) :]
         _check_space(files[0], plan.nbytes)

@@ -9,7 +9,7 @@ import stat
 from typing import Self
 
 from torchzip.errors import FormatError
-from torchzip.files.new_file import write_all
+from torchzip.files.new_file import names_file, write_all
 from torchzip.files.platform_calls import NO_WAIT, allocate, lock, open_file, sync_file
 from torchzip.files.source import Buffer, FileSource
 
@@ -52,16 +52,20 @@ class InPlaceFile:
 
     def reserve(self, offset: int, nbytes: int) -> None:
         """Reserve disk space for the bytes to be written, if the system supports it."""
-        allocate(self._fd, offset, nbytes, keep_size=True)
+        with names_file(self.name):
+            allocate(self._fd, offset, nbytes, keep_size=True)
 
     def write_at(self, offset: int, data: Buffer) -> None:
-        write_all(self._fd, offset, data)
+        with names_file(self.name):
+            write_all(self._fd, offset, data)
 
     def sync(self) -> None:
-        sync_file(self._fd)
+        with names_file(self.name):
+            sync_file(self._fd)
 
     def cut(self, nbytes: int) -> None:
-        os.ftruncate(self._fd, nbytes)
+        with names_file(self.name):
+            os.ftruncate(self._fd, nbytes)
 
     def close(self) -> None:
         """Close the file, which releases its lock."""

@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torchzip.files.left_overs import claim, prefix_for, remove_left_overs
 from torchzip.files.platform_calls import (
@@ -39,6 +39,8 @@ class NewFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fsdecode(path)
+        if not self.name:  # which would be taken for the current folder
+            raise FileNotFoundError(errno.ENOENT, "The name of the file is empty", self.name)
         #: The path that is replaced, with symlinks resolved.
         self.target = os.path.realpath(self.name)
         self._fd = -1
@@ -122,11 +124,13 @@ class NewFile:
 
         Direct writers then need not wait for each other, as they would when writing into a hole.
         """
-        if not _reserve(self.descriptor, nbytes):
-            os.ftruncate(self.descriptor, nbytes)
+        with names_file(self.name):
+            if not _reserve(self.descriptor, nbytes):
+                os.ftruncate(self.descriptor, nbytes)
 
     def write_at(self, offset: int, data: Buffer) -> None:
-        write_all(self.descriptor, offset, data)
+        with names_file(self.name):
+            write_all(self.descriptor, offset, data)
 
     def read_back(self, offset: int, nbytes: int) -> bytes:
         """Return bytes that were written before."""
@@ -136,12 +140,21 @@ class NewFile:
         """Sync the file and give it its final name."""
         commit_together([self])
 
+    def names_target(self, kind: object, error: object, trace: object) -> None:
+        """Have the error that ends a ``with`` block name the target, and not `temporary`.
+
+        Nobody knows the temporary file.
+        """
+        if isinstance(error, OSError) and error.filename == self.temporary:
+            error.filename = self.name
+
     def abort(self) -> None:
         """Remove the file. Does nothing after a commit, or in a forked child."""
         descriptor, self._fd = self._fd, -1
         try:
             if descriptor >= 0:
-                os.close(descriptor)
+                with names_file(self.name):
+                    os.close(descriptor)
         finally:
             if os.getpid() == self._pid:
                 with contextlib.suppress(FileNotFoundError):
@@ -150,10 +163,11 @@ class NewFile:
     def sync(self) -> None:
         """Sync the file. It stays open, and so locked, until it has its final name."""
         descriptor = self.descriptor
-        if self._mode is not None:
-            set_mode(descriptor, self._mode)
-        sync_file(descriptor)
-        os.close(os.dup(descriptor))  # some file systems tell here what could not be written
+        with names_file(self.name):
+            if self._mode is not None:
+                set_mode(descriptor, self._mode)
+            sync_file(descriptor)
+            os.close(os.dup(descriptor))  # some file systems tell here what could not be written
 
     def rename(self) -> str:
         """Give the file its final name; return the folder, which must be synced as well."""
@@ -176,6 +190,17 @@ class NewFile:
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             self.abort()
+
+
+@contextlib.contextmanager
+def names_file(name: str) -> Iterator[None]:
+    """Put the name of a file into an OSError of a call that only had the file's descriptor."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = name
+        raise
 
 
 def write_all(descriptor: int, offset: int, data: Buffer) -> None:

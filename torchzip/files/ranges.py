@@ -7,7 +7,7 @@ import os
 from typing import Self
 
 from torchzip.files.direct import DirectWriter
-from torchzip.files.new_file import write_all
+from torchzip.files.new_file import names_file, write_all
 from torchzip.files.platform_calls import copy_range, open_file
 from torchzip.files.source import FileSource, Source, file_place
 
@@ -64,7 +64,8 @@ class RangeWriter:
     def advance(self, nbytes: int) -> None:
         """Take the first bytes of `room`."""
         if self._now is not None:
-            self._now.advance(nbytes)
+            with names_file(self._path):
+                self._now.advance(nbytes)
             return
         self._filled += nbytes
         if self._filled == len(self._block):
@@ -72,12 +73,14 @@ class RangeWriter:
 
     def end(self) -> None:
         if self._now is not None:
-            self._now.end()
+            with names_file(self._path):
+                self._now.end()
         else:
             self._flush()
 
     def _flush(self) -> None:
-        write_all(self._fd, self._offset, memoryview(self._block)[: self._filled])
+        with names_file(self._path):
+            write_all(self._fd, self._offset, memoryview(self._block)[: self._filled])
         self._offset += self._filled
         self._filled = 0
 
@@ -102,6 +105,7 @@ class RangeWriter:
                 except OSError as error:
                     if error.errno in _CANNOT_COPY:
                         return False
+                    error.filename = self._path  # a disk that is full is that of the target
                     raise
                 if not count:
                     return False  # the source is shorter by now; reading it gives the error
@@ -128,6 +132,7 @@ class RangeWriter:
     def __exit__(self, *exc: object) -> None:
         try:
             if exc[0] is None and self._direct is not None:
-                self._direct.settle()
+                with names_file(self._path):
+                    self._direct.settle()
         finally:
             self._close()

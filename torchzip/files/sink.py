@@ -15,7 +15,7 @@ import os
 from typing import Any, BinaryIO, Protocol
 
 from torchzip.files.direct import DirectWriter
-from torchzip.files.new_file import NewFile
+from torchzip.files.new_file import NewFile, names_file
 from torchzip.files.platform_calls import allocate, read_at, write_at
 from torchzip.files.source import Buffer
 from torchzip.files.streams import open_stream
@@ -62,7 +62,10 @@ class PathSink(NewFile):
 
     def write(self, data: Buffer) -> None:
         descriptor = self.descriptor
-        view = memoryview(data).cast("B")
+        with names_file(self.name):
+            self._write(descriptor, memoryview(data).cast("B"))
+
+    def _write(self, descriptor: int, view: memoryview) -> None:
         while view:
             room = len(view) if self._is_cached else _CACHED_NBYTES - self.position
             if self._direct is not None:
@@ -93,7 +96,8 @@ class PathSink(NewFile):
 
     def sync(self) -> None:
         if self._direct is not None:
-            self._direct.settle()
+            with names_file(self.name):
+                self._direct.settle()
         super().sync()
         self._close_direct()
 

@@ -137,7 +137,9 @@ class Descriptor:
             raise ValueError(f"{self._name}: the checkpoint is closed")
         return number
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object = None, error: object = None, trace: object = None) -> None:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = self._name  # the call only had the number
         self._users.pop()
         if self._number < 0:
             with contextlib.suppress(OSError):  # the file was only read: nothing is lost
@@ -287,9 +289,10 @@ class FileObjectSource(Source):
         self._lock = threading.RLock()
         self.name = str(getattr(file, "name", None) or f"<{type(file).__name__}>")
         try:
-            self._start = _seek(file, os.SEEK_CUR)
-            self.size = max(0, _seek(file, os.SEEK_END) - self._start)
-            file.seek(self._start)
+            #: The position of the object when it was given.
+            self.start = _seek(file, os.SEEK_CUR)
+            self.size = max(0, _seek(file, os.SEEK_END) - self.start)
+            file.seek(self.start)
         except OSError as error:
             if isinstance(error, io.UnsupportedOperation) or error.errno == errno.ESPIPE:
                 raise _no_seek(self.name) from error
@@ -297,13 +300,13 @@ class FileObjectSource(Source):
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._check_open()
-        return (reopen_object, (self._file, self._start, self.size))
+        return (reopen_object, (self._file, self.start, self.size))
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         check_inside(self, offset, nbytes)
         with self._lock:
             self._check_open()
-            self._file.seek(self._start + offset)
+            self._file.seek(self.start + offset)
             data = self._file.read(nbytes)
             if type(data) is not bytes or len(data) != nbytes:
                 data = self._complete(data, nbytes, offset)
@@ -344,7 +347,7 @@ class FileObjectSource(Source):
             return
         with self._lock:
             self._check_open()
-            self._file.seek(self._start + offset)
+            self._file.seek(self.start + offset)
             done = 0
             while done < out.nbytes:
                 got = readinto(out[done:])
@@ -359,7 +362,7 @@ class FileObjectSource(Source):
     def move_to(self, offset: int) -> None:
         """Leave the file object at ``offset``, where the next reader continues."""
         with self._lock:
-            self._file.seek(self._start + offset)
+            self._file.seek(self.start + offset)
 
     def _check_open(self) -> None:
         if self._is_closed:

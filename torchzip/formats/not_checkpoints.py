@@ -18,7 +18,7 @@ from torchzip.errors import (
     listed,
     shown,
 )
-from torchzip.files.source import Source
+from torchzip.files.source import FileObjectSource, Source
 from torchzip.limits import Limits
 
 #: Bytes in which the first tensor of a bare pickle is looked for.
@@ -64,6 +64,11 @@ def _look_of(source: Source, head: bytes) -> str:
     folder = _folder_of_record(source.name) if is_path else None
     if folder is not None:
         return f"a record of an unzipped checkpoint. {_zip_again(folder)}"
+    if not source.size and isinstance(source, FileObjectSource) and source.start:
+        return (
+            f"no bytes are left after byte {source.start:,}, where the file object is; seek to "
+            "where the checkpoint begins"
+        )
     if not source.size:
         return "the file is empty; fetch it again"
     if head[:1] == b"\x80" and head[1:2] <= b"\5":

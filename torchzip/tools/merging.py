@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.checkpoint.quantities import some_of
+from torchzip.checkpoint.quantities import count_text, some_of
 from torchzip.convert.conversion import convert
 from torchzip.convert.report import ConvertReport
 from torchzip.convert.rules import Rules
@@ -99,7 +99,8 @@ def average(
     _check_paths(sources)
     factors = [1.0] * len(sources) if weights is None else [float(each) for each in weights]
     if len(factors) != len(sources):
-        raise ValueError(f"there are {len(factors)} weights for {len(sources)} sources")
+        number = count_text(len(sources), "source")
+        raise ValueError(f"the weights are {factors}, for {number}; one for each was expected")
     if not np.isfinite(factors).all() or not sum(factors):
         raise ValueError(
             f"the weights are {factors}; numbers with a sum other than 0 were expected"

@@ -16,7 +16,7 @@ import numpy as np
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.checkpoint.quantities import some_of
+from torchzip.checkpoint.quantities import count_text, some_of
 from torchzip.convert.conversion import convert
 from torchzip.convert.report import ConvertReport
 from torchzip.dtypes import DTYPES
@@ -107,7 +107,8 @@ def merge_lora(
         raise ValueError("one adapter or more were expected")
     factors = [1.0] * len(paths) if weights is None else [float(each) for each in weights]
     if len(factors) != len(paths):
-        raise ValueError(f"there are {len(factors)} weights for {len(paths)} adapters")
+        number = count_text(len(paths), "adapter")
+        raise ValueError(f"the weights are {factors}, for {number}; one for each was expected")
     if not np.isfinite(factors).all():
         raise ValueError(f"the weights are {factors}; finite numbers were expected")
     limits: Limits | None = convert_options.pop("limits", None)
