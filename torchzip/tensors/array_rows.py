@@ -143,7 +143,7 @@ class ArrayRows:
         stored: Sequence[Stored],
     ) -> None:
         """Write the first pairs of a run, whose tensors lie on the new storages ``stored``."""
-        group = np.array(run.look_at[:count])
+        group = np.fromiter(run.look_at, np.int64, count)
         bounds = np.full(count + 1, emitter.count, np.int64)
         bounds[1:] += np.cumsum(np.array([each.puts for each in templates])[group])
         begins = bounds[:-1]
