@@ -260,7 +260,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     # saving
     "an array of objects": (_save({"model": {"layers": [np.array([object()])]}}),
-     "model.layers.0: cannot save an array of dtype object"),
+     "model.layers.0: cannot save an array of dtype object, which torch does not have; "
+     "save its tolist(), or convert it with astype"),
     "a value that is no data": (_save({"model": [1, sys]}),
      "model.1: cannot save an object of type module (cannot pickle 'module' object)"),
     "two dtypes over one memory": (_save({"a": _BYTES, "b": _BYTES.view("i4")}),

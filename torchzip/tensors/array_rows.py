@@ -94,16 +94,22 @@ class ArrayRows:
     def __post_init__(self) -> None:
         # By the length of the storage keys, and by whether the puts of a single tensor are short.
         self._templates: dict[tuple[int, bool], dict[Form | Look, _Template]] = {}
-        # Where runs end early, the next ones are looked for in fewer pairs.
+        # Where runs end early, the next ones are looked for in fewer pairs, and not at once.
         self._window = _MOST_PAIRS
+        self._skipped = 0
 
     def __call__(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]], start: int) -> int:
         """Write pairs from ``start`` up to the first that is something else; return how many."""
+        if self._skipped:
+            self._skipped -= 1
+            return 0
         value = pairs[start][1]
         is_nested = type(value) is dict
-        first = next(iter(value.values()), None) if is_nested else value
-        width = len(value) if is_nested else 1
-        if id(first) not in self.forms or emitter.count < _FIRST_LONG or width >= _LEAST_PAIRS:
+        first = value.values() if is_nested else (value,)
+        width = len(first)
+        if not 0 < width < _LEAST_PAIRS or emitter.count < _FIRST_LONG:
+            return 0
+        if not all(id(tensor) in self.forms for tensor in first):
             return 0
         first_key = len(self.keys.order)
         key_nbytes = len(str(first_key))
@@ -120,13 +126,14 @@ class ArrayRows:
         else:
             self._window = max(2 * count, _LEAST_PAIRS)
         if count < _LEAST_PAIRS:
+            self._skipped = _LEAST_PAIRS
             return 0
         tensor_ids = run.tensor_ids[: count * width]
         storages: list[Any] | None = None
         if self.storages:
             storages = list(map(self.storages.get, tensor_ids, run.tensors))
             if not self.keys.are_new(storages):
-                self._window = _LEAST_PAIRS
+                self._window = self._skipped = _LEAST_PAIRS
                 return 0
         # The first pairs all have a template, so anything does where there is none.
         unused: Any = templates[run.look_at[0]]

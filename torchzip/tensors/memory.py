@@ -89,7 +89,10 @@ def torch_dtype_to_save(array: Array) -> str:
     if name is None and not array.dtype.isnative:
         name = torch_dtype_of(array.dtype.newbyteorder("="))
     if name is None:
-        raise TypeError(f"cannot save an array of dtype {array.dtype}")
+        raise TypeError(
+            f"cannot save an array of dtype {array.dtype}, which torch does not have; save its "
+            "tolist(), or convert it with astype"
+        )
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError("cannot save a masked array; torch has no mask. Fill it first")
     return name
