@@ -99,17 +99,23 @@ class ArrayRows:
         self._skipped = 0
 
     def __call__(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]], start: int) -> int:
-        """Write pairs from ``start`` up to the first that is something else; return how many."""
+        """Write pairs from ``start`` up to the first that is something else; return how many.
+
+        None are written before the emitter has met what they mention, such as the strings in the
+        inner dicts.
+        """
         if self._skipped:
             self._skipped -= 1
             return 0
         value = pairs[start][1]
         is_nested = type(value) is dict
-        first = value.values() if is_nested else (value,)
-        width = len(first)
+        tensors = value.values() if is_nested else (value,)
+        width = len(tensors)
         if not 0 < width < _LEAST_PAIRS or emitter.count < _FIRST_LONG:
             return 0
-        if not all(id(tensor) in self.forms for tensor in first):
+        if not all(id(tensor) in self.forms for tensor in tensors):
+            return 0
+        if is_nested and not all(id(name) in emitter.memo for name in value):
             return 0
         first_key = len(self.keys.order)
         key_nbytes = len(str(first_key))
@@ -226,13 +232,12 @@ class ArrayRows:
 
     def _of_dicts(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]]) -> _Run:
         name_ids = tuple(map(id, pairs[0][1]))
-        numbers: Any = tuple(map(emitter.memo.get, name_ids))
+        numbers = tuple(map(emitter.memo.__getitem__, name_ids))
         keys: list[int] = []
         dicts: list[dict[Any, Any]] = []
         for key, inner in pairs:
             if (
-                None in numbers
-                or type(key) is not int
+                type(key) is not int
                 or not 0 <= key < 1 << 31
                 or type(inner) is not dict
                 or tuple(map(id, inner)) != name_ids
