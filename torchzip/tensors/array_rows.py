@@ -217,6 +217,7 @@ class ArrayRows:
         return True
 
     def _of_tensors(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]]) -> _Run:
+        """Return pairs as strings and tensors; what is something else has no look."""
         names, values = zip(*pairs, strict=True)
         ids = list(map(id, values))
         forms = list(map(self.forms.get, ids))
@@ -231,6 +232,7 @@ class ArrayRows:
         return _Run(names, list(map(id, names)), values, ids, looks, look_at)
 
     def _of_dicts(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]]) -> _Run:
+        """Return pairs as ints and dicts, up to the first whose dict has other strings."""
         name_ids = tuple(map(id, pairs[0][1]))
         numbers = tuple(map(emitter.memo.__getitem__, name_ids))
         keys: list[int] = []
