@@ -46,7 +46,6 @@ COPIED = frozenset([
 
 _U32 = np.uint32
 _E4M3FN_MAX = np.float32(448)
-_E8M0FNU_MIN = np.float32(2.0**-127)
 
 
 def plain_cast(values: Values, source: str, target: str) -> Values:
@@ -62,9 +61,23 @@ def plain_cast(values: Values, source: str, target: str) -> Values:
         if name == "float8_e4m3fn":
             values = np.clip(values, -_E4M3FN_MAX, _E4M3FN_MAX)
         elif name == "float8_e8m0fnu":
-            values = np.maximum(np.abs(values), _E8M0FNU_MIN)
+            values = _exponents(values)
+            continue
         values = values.astype(numpy_dtype(name))
     return values
+
+
+def _exponents(values: Values) -> Values:
+    """Return the magnitudes of float32 values as torch rounds them to float8_e8m0fnu.
+
+    A normal rounds up from 1.5 times a power of two on. Of the subnormals, which have no leading
+    one, those above 2**-127 do, and zero is 2**-127. ml_dtypes differs, and from release to
+    release.
+    """
+    bits = values.view(_U32) & _U32(0x7FFFFFFF)
+    codes = (bits + _U32(0x400000) - (bits < _U32(0x800000))) >> _U32(23)
+    made: Values = np.minimum(codes, _U32(255)).astype(np.uint8)  # 255 is NaN, for infinity too
+    return made.view(numpy_dtype("float8_e8m0fnu"))
 
 
 def fast_steps(source: str, target: str) -> list[tuple[Step, np.dtype[Any]]]:
