@@ -291,9 +291,9 @@ class Survey:
         alone is in them.
         """
         ids = set(map(id, dicts))
-        arrays = [value for inside in dicts for value in inside.values()]
+        values = [value for inside in dicts for value in inside.values()]
         names = [name for inside in dicts for name in inside]
-        kinds = set(map(type, arrays))
+        kinds = set(map(type, values))
         if (
             (kinds != _ARRAYS and not kinds <= _WITHOUT_ARRAYS)
             or not set(map(type, names)) <= _STRINGS
@@ -306,7 +306,7 @@ class Survey:
         self._depth = max(self._depth, link.depth + 1)
         if kinds != _ARRAYS:
             return True
-        self._arrays += arrays
+        self._arrays += values
         self._outer.append((keys, dicts, link))
         self._names += len(names)
         self._names_length += 2 * _quoted_length(names, {str}) + sum(

@@ -124,7 +124,8 @@ class ArrayRows:
         stop = min(len(pairs), start + self._window, start + most)
         if stop - start < _LEAST_PAIRS:
             return 0
-        run = (self._of_dicts if is_nested else self._of_tensors)(emitter, pairs[start:stop])
+        some = pairs[start:stop]
+        run = self._of_dicts(emitter, some) if is_nested else self._of_tensors(some)
         templates = [look and self._row_template(emitter, look, key_nbytes) for look in run.looks]
         count = _count_ordinary(emitter, run, templates, width)
         if count == len(run.look_at):
@@ -216,7 +217,7 @@ class ArrayRows:
         emitter.memo[id(value)] = begin + template.puts - 1
         return True
 
-    def _of_tensors(self, emitter: Emitter, pairs: Sequence[tuple[Any, Any]]) -> _Run:
+    def _of_tensors(self, pairs: Sequence[tuple[Any, Any]]) -> _Run:
         """Return pairs as strings and tensors; what is something else has no look."""
         names, values = zip(*pairs, strict=True)
         ids = list(map(id, values))
@@ -261,18 +262,20 @@ class ArrayRows:
         template = templates.get(look)
         if template is None:
             numbers, forms = look
-            found = [self._parts(emitter, form) for form in forms]
-            if None in found:
-                return None
-            parts: list[bytes | _Gap] = [b"}", _PUT] if numbers else [_PUT]
-            if len(numbers) > 1:
-                parts.append(b"(")
-            for index, tensor in enumerate(found):
-                if numbers:
-                    parts.append(get_opcode(numbers[index]))
-                parts += tensor or ()
+            tensors = []
+            for form in forms:
+                tensor = self._parts(emitter, form)
+                if tensor is None:
+                    return None
+                tensors.append(tensor)
             if numbers:
-                parts.append(b"u" if len(numbers) > 1 else b"s")
+                is_one = len(numbers) == 1
+                parts: list[bytes | _Gap] = [b"}", _PUT, b"" if is_one else b"("]
+                for number, tensor in zip(numbers, tensors, strict=True):
+                    parts += (get_opcode(number), *tensor)
+                parts.append(b"s" if is_one else b"u")
+            else:
+                parts = [_PUT, *tensors[0]]
             template = templates[look] = _Template(parts, key_nbytes, False)
         return template
 

@@ -97,10 +97,7 @@ def average(
     [0.5, 0.5, 0.5]
     """
     _check_paths(sources)
-    factors = [1.0] * len(sources) if weights is None else [float(each) for each in weights]
-    if len(factors) != len(sources):
-        number = count_text(len(sources), "source")
-        raise ValueError(f"the weights are {factors}, for {number}; one for each was expected")
+    factors = factors_of(weights, len(sources), "source")
     if not np.isfinite(factors).all() or not sum(factors):
         raise ValueError(
             f"the weights are {factors}; numbers with a sum other than 0 were expected"
@@ -220,6 +217,21 @@ def _merge(
             put_in_place(held, found.spec)
         report = convert(checkpoints[0], dst, **options)
     return Merged(report, computed, tuple(counters), matched.kept, left_out)
+
+
+def factors_of(weights: Sequence[float] | None, count: int, what: str) -> list[float]:
+    """Return the weights of ``count`` files, which are 1 if none are given.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer of them; ``what`` is the word for one of the files.
+    """
+    factors = [1.0] * count if weights is None else [float(each) for each in weights]
+    if len(factors) != count:
+        number = count_text(count, what)
+        raise ValueError(f"the weights are {factors}, for {number}; one for each was expected")
+    return factors
 
 
 def put_in_place(held: LazyTensor, made: TensorSpec) -> None:

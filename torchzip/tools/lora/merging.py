@@ -16,7 +16,7 @@ import numpy as np
 
 from torchzip.checkpoint.lazy import Checkpoint
 from torchzip.checkpoint.lazy_tensor import LazyTensor
-from torchzip.checkpoint.quantities import count_text, some_of
+from torchzip.checkpoint.quantities import some_of
 from torchzip.convert.conversion import convert
 from torchzip.convert.report import ConvertReport
 from torchzip.dtypes import DTYPES
@@ -32,7 +32,7 @@ from torchzip.tools.lora.adapters import Adapter, Module, open_adapter, whole_na
 from torchzip.tools.lora.deltas import Constant, Normalize, Step, merged
 from torchzip.tools.lora.names import BaseNames
 from torchzip.tools.lora.steps import change_of, needed
-from torchzip.tools.merging import put_in_place
+from torchzip.tools.merging import factors_of, put_in_place
 
 Path = str | os.PathLike[str]
 _MOST_SHOWN = 10
@@ -105,10 +105,7 @@ def merge_lora(
     paths = [adapters] if isinstance(adapters, str | os.PathLike) else list(adapters)
     if not paths:
         raise ValueError("one adapter or more were expected")
-    factors = [1.0] * len(paths) if weights is None else [float(each) for each in weights]
-    if len(factors) != len(paths):
-        number = count_text(len(paths), "adapter")
-        raise ValueError(f"the weights are {factors}, for {number}; one for each was expected")
+    factors = factors_of(weights, len(paths), "adapter")
     if not np.isfinite(factors).all():
         raise ValueError(f"the weights are {factors}; finite numbers were expected")
     limits: Limits | None = convert_options.pop("limits", None)
